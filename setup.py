@@ -1,0 +1,74 @@
+"""Metadata and dependencies of detr_kit; the settings of the tools are in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "detr_kit/__init__.py").read_text(encoding="utf-8"), re.M
+).group(1)
+
+REQUIRED = [
+    "torch>=2.11",
+    "torchvision>=0.26",  # each release asks for the torch that it was built for
+    "accelerate>=1.8",
+    "albumentations>=2.0.8,<3",
+    "huggingface_hub>=0.34",
+    "matplotlib>=3.9",
+    "msgspec>=0.19",
+    "numpy>=2.0",
+    "omegaconf>=2.3",
+    "opencv-python-headless>=4.10.0.84",
+    "pillow>=11.0",
+    "pycocotools>=2.0.8",
+    "pydantic>=2.10",
+    "PyYAML>=6.0.1",
+    "rich>=13.8",
+    "safetensors>=0.5",
+    "scipy>=1.13",
+    "tensorboard>=2.20",
+    "typer>=0.26",
+]
+EXTRAS = {
+    "timm": ["timm>=1.0.15"],
+    "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    "demo": ["gradio>=5.30"],
+    "test": [
+        "hypothesis>=6.100",
+        "import-linter>=2.15",
+        "mypy>=1.15",
+        "pytest>=8.3",
+        "pytest-cov>=6.0",
+        "pytest-xdist>=3.6.1",
+        "ruff>=0.12",
+        "timm>=1.0.15",
+        "transformers>=4.56",
+    ],
+}
+
+setup(
+    name="detr_kit",
+    version=VERSION,
+    description="Object detection with transformers: DETR and YOLOS on COCO-format data",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    keywords="object-detection detr yolos transformer coco",
+    packages=find_packages(include=["detr_kit", "detr_kit.*"]),
+    package_data={"detr_kit": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["detr-kit = detr_kit.cli:main"]},
+)
