@@ -1,0 +1,221 @@
+"""The schema of a run, and its reading from YAML with `base:` files and dotted overrides.
+
+Paths of data and outputs are relative to the working directory, `base:` to the file that names it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from yaml import YAMLError
+
+from detr_kit.errors import DetrKitError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are refused, values are checked."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+
+
+class ModelConfig(Section):
+    """A variant of the zoo by name, and what to change in it; None keeps the variant's number."""
+
+    name: str
+    # both families
+    num_queries: int | None = Field(None, ge=1)
+    hidden_dim: int | None = Field(None, ge=8)
+    num_heads: int | None = Field(None, ge=1)
+    feedforward_dim: int | None = Field(None, ge=1)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    padding: Literal["independent", "official"] | None = None
+    activation_checkpointing: bool | None = None
+    # a file, or "imagenet" for torchvision's or timm's own weights; the ViT of a YOLOS is its
+    # backbone; "none" for random initialisation
+    backbone_weights: str | None = None
+    # DETR
+    backbone: str | None = None  # "resnet50", "timm/NAME"
+    backbone_norm: Literal["auto", "frozen", "batch", "group"] | None = None
+    backbone_stages: int | None = Field(None, ge=1, le=5)
+    dilation: bool | None = None
+    frozen_stages: int | None = Field(None, ge=0, le=5)  # 2 freezes the stem and layer1
+    encoder_layers: int | None = Field(None, ge=0)
+    decoder_layers: int | None = Field(None, ge=1)
+    pre_norm: bool | None = None
+    position_encoding: Literal["sine", "learned"] | None = None
+    # YOLOS
+    depth: int | None = Field(None, ge=1)
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    patch_size: int | None = Field(None, ge=1)
+    position_size_hw: tuple[int, int] | None = None
+    mid_position_size_hw: tuple[int, int] | None = None
+
+
+class SplitConfig(Section):
+    """One split: a COCO-format json and the folder its file names are relative to."""
+
+    annotations: Path
+    images: Path
+
+
+class DataConfig(Section):
+    train: SplitConfig | None = None
+    val: SplitConfig | None = None
+    num_workers: int = Field(2, ge=0)
+    on_bad_box: Literal["raise", "skip"] = "raise"
+    augmentation: Literal["detr", "yolos", "small_data", "none"] = "detr"
+
+
+class ImageSizeConfig(Section):
+    """How pictures are resized; see `detr_kit.preprocess.SizeRule`."""
+
+    rule: Literal["detr", "yolos_16", "huggingface", "square"] = "detr"
+    short_side: int = Field(800, ge=16)
+    long_side: int = Field(1333, ge=16)
+    # training picks one of these for each picture; empty means `short_side` alone
+    train_short_sides: tuple[int, ...] = ()
+    train_long_side: int | None = None  # None: `long_side`
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(1e-4, gt=0)
+    lr_backbone: float = Field(1e-5, ge=0)  # 0 freezes the backbone; unused by YOLOS
+    weight_decay: float = Field(1e-4, ge=0)
+    # "detr": every parameter; "yolos": none on vectors, position embeddings and tokens
+    decay: Literal["detr", "yolos"] = "detr"
+    clip: float = Field(0.1, ge=0)  # 0: no clipping
+
+
+class ScheduleConfig(Section):
+    kind: Literal["step", "cosine", "constant"] = "step"
+    milestones: tuple[int, ...] = ()  # epochs at which the rate is multiplied by gamma
+    gamma: float = Field(0.1, gt=0, le=1)
+    min_lr: float = Field(1e-7, ge=0)  # where the cosine ends
+    warmup_steps: int = Field(0, ge=0)
+    per: Literal["epoch", "step"] = "epoch"  # how often the cosine moves
+
+
+class LossConfig(Section):
+    """Weights of matching cost and loss (DETR paper, appendix A.4)."""
+
+    class_cost: float = Field(1.0, ge=0)
+    l1_cost: float = Field(5.0, ge=0)
+    giou_cost: float = Field(2.0, ge=0)
+    class_weight: float = Field(1.0, ge=0)
+    l1_weight: float = Field(5.0, ge=0)
+    giou_weight: float = Field(2.0, ge=0)
+    no_object_weight: float = Field(0.1, gt=0)
+    normalizer: Literal["step", "official"] = "step"
+
+
+class EvaluationConfig(Section):
+    every: int = Field(1, ge=1)  # epochs; the last epoch is always evaluated
+    batch_size: int | None = Field(None, ge=1)  # None: the training batch size
+
+
+class RunConfig(Section):
+    """Everything that a training run depends on."""
+
+    output: Path = Path("runs/latest")
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(2, ge=1)  # a process
+    accumulate: int = Field(1, ge=1)  # batches a step
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = Field(0, ge=0)
+    finetune_from: str | None = None  # a checkpoint whose kept classes match by name
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    image_size: ImageSizeConfig = ImageSizeConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    loss: LossConfig = LossConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("output")
+    @classmethod
+    def _expand(cls, path: Path) -> Path:
+        return path.expanduser()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, the files it names as `base:`, then `key.subkey=value` overrides.
+
+    Raises DetrKitError for a missing file, broken YAML, an unknown key or a value out of range.
+    """
+    merged = _read_yaml(Path(path), seen=())
+    for override in overrides:
+        if "=" not in override:
+            raise DetrKitError(f"override {override!r}: expected key=value")
+    try:
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise DetrKitError(f"{path}: {_first_line(error)}") from error
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: Any, source: str) -> RunConfig:
+    """Validate a plain dictionary; `source` names it in errors."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise DetrKitError(f"{source}: {_explain(error)}") from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the YAML text that reads back as `config`."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...]) -> Any:
+    if path.resolve() in seen:
+        raise DetrKitError(f"{path}: `base:` leads back to itself")
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise DetrKitError(f"{path}: no such config file") from error
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise DetrKitError(f"{path}: not a readable YAML file: {_first_line(error)}") from error
+    if not OmegaConf.is_dict(loaded):
+        raise DetrKitError(f"{path}: expected a mapping of keys at the top")
+    base = loaded.pop("base", None)
+    if base is None:
+        return loaded
+    return OmegaConf.merge(_read_yaml(path.parent / base, (*seen, path.resolve())), loaded)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first fault: the dotted key, what is wrong, the nearest known key."""
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, _known_keys(RunConfig), n=1, cutoff=0.5)
+        return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if fault["type"] == "missing":
+        return f"key {key!r} is missing"
+    return f"key {key!r}: {fault['msg']}, got {fault['input']!r}"
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                keys += _known_keys(inner, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,167 @@
+"""The tensor formats that models, losses and post-processing share, each stated once.
+
+Legend: B images, (H, W) the batch's padded size, L decoder layers, Q queries, C categories
+(columns of the class head without `no object`), N objects in the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+SizeHW = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class CollatedImages:
+    """Pictures as the data loader hands them over: uint8, padded to a common size.
+
+    `pixels` is (B, H, W, 3) uint8 RGB, arbitrary outside each image. `sizes_hw` are the images'
+    own sizes inside the batch, `original_sizes_hw` the sizes of the files they came from, both on
+    the host, so that reading them never waits for a device. `image_ids` names the pictures.
+    """
+
+    pixels: Tensor
+    sizes_hw: tuple[SizeHW, ...]
+    original_sizes_hw: tuple[SizeHW, ...]
+    image_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes_hw)
+
+    def pin_memory(self) -> CollatedImages:
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def to(self, device: torch.device | str) -> CollatedImages:
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageBatch:
+        """Scale to [0, 1], subtract `mean` and divide by `std` per channel; zero the padding."""
+        mean_rgb = self.pixels.new_tensor(mean, dtype=torch.float32)
+        std_rgb = self.pixels.new_tensor(std, dtype=torch.float32)
+        padding_mask = padding_mask_of(
+            self.sizes_hw, (self.pixels.shape[1], self.pixels.shape[2]), self.pixels.device
+        )
+        floats = (self.pixels.float() / 255.0 - mean_rgb) / std_rgb
+        floats = floats.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        # The permuted view of (B, H, W, 3) is a channels-last (B, 3, H, W): no copy.
+        return ImageBatch(floats.permute(0, 3, 1, 2), padding_mask, self.sizes_hw)
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """What a model reads.
+
+    `pixels` is (B, 3, H, W) float, normalised, zero on padding; `padding_mask` (B, H, W) bool,
+    True on padding; `sizes_hw` each image's own size, top left in the batch.
+    """
+
+    pixels: Tensor
+    padding_mask: Tensor
+    sizes_hw: tuple[SizeHW, ...]
+
+    @classmethod
+    def from_images(cls, images: list[Tensor]) -> ImageBatch:
+        """Pad normalised (3, H, W) images with zeros on the right and bottom to a common size."""
+        sizes_hw = tuple((image.shape[1], image.shape[2]) for image in images)
+        height, width = (max(sides) for sides in zip(*sizes_hw, strict=True))
+        pixels = images[0].new_zeros(len(images), 3, height, width)
+        for row, image in zip(pixels, images, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = image
+        mask = padding_mask_of(sizes_hw, (height, width), pixels.device)
+        return cls(pixels, mask, sizes_hw)
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether any image is smaller than the batch; known on the host."""
+        size_hw = (self.pixels.shape[2], self.pixels.shape[3])
+        return any(size != size_hw for size in self.sizes_hw)
+
+
+def padding_mask_of(
+    sizes_hw: tuple[SizeHW, ...], batch_hw: SizeHW, device: torch.device | str
+) -> Tensor:
+    """Return the (B, H, W) bool mask that is True outside each image."""
+    sizes = torch.tensor(sizes_hw, device=device)
+    rows = torch.arange(batch_hw[0], device=device)
+    columns = torch.arange(batch_hw[1], device=device)
+    outside_rows = rows >= sizes[:, 0, None]
+    outside_columns = columns >= sizes[:, 1, None]
+    return outside_rows[:, :, None] | outside_columns[:, None, :]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The objects of one image.
+
+    `labels` is (n,) int64, columns of the class head; `boxes_cxcywh` (n, 4) float32 in [0, 1] of
+    the unpadded image.
+    """
+
+    labels: Tensor
+    boxes_cxcywh: Tensor
+    image_id: int
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """The objects of a batch, image after image, so that they move to a device in two copies.
+
+    `labels` is (N,) int64, `boxes_cxcywh` (N, 4) float32 in [0, 1] of each unpadded image;
+    `counts` tells how many belong to each image and lives on the host, as do `image_ids`.
+    """
+
+    labels: Tensor
+    boxes_cxcywh: Tensor
+    counts: tuple[int, ...]
+    image_ids: tuple[int, ...]
+
+    @classmethod
+    def from_targets(cls, targets: list[Target]) -> TargetBatch:
+        return cls(
+            torch.cat([target.labels for target in targets]),
+            torch.cat([target.boxes_cxcywh for target in targets]),
+            tuple(len(target.labels) for target in targets),
+            tuple(target.image_id for target in targets),
+        )
+
+    def pin_memory(self) -> TargetBatch:
+        return replace(
+            self, labels=self.labels.pin_memory(), boxes_cxcywh=self.boxes_cxcywh.pin_memory()
+        )
+
+    def to(self, device: torch.device | str) -> TargetBatch:
+        return replace(
+            self,
+            labels=self.labels.to(device, non_blocking=True),
+            boxes_cxcywh=self.boxes_cxcywh.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What every detector returns.
+
+    `layer_logits` is (L, B, Q, C + 1), unnormalised, `no object` last; `layer_boxes_cxcywh`
+    (L, B, Q, 4) in [0, 1] of each unpadded image. The last layer is the prediction; L is 1 where
+    no auxiliary outputs were asked for.
+    """
+
+    layer_logits: Tensor
+    layer_boxes_cxcywh: Tensor
+
+    def at_least_fp32(self) -> ModelOutput:
+        """Lift half precision to fp32; fp32 and float64 stay as they are."""
+        if self.layer_logits.dtype in (torch.float32, torch.float64):
+            return self
+        return ModelOutput(self.layer_logits.float(), self.layer_boxes_cxcywh.float())
+
+    @property
+    def logits(self) -> Tensor:
+        return self.layer_logits[-1]
+
+    @property
+    def boxes_cxcywh(self) -> Tensor:
+        return self.layer_boxes_cxcywh[-1]
