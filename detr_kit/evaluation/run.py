@@ -1,0 +1,86 @@
+"""Evaluation of a detector: predict every image of an annotation file, then score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from detr_kit.categories import CategoryTable
+from detr_kit.data.annotations import load_annotations
+from detr_kit.data.loading import eval_loader
+from detr_kit.errors import DetrKitError
+from detr_kit.evaluation.coco import evaluate_results
+from detr_kit.evaluation.metrics import CocoMetrics
+from detr_kit.evaluation.results import write_results
+from detr_kit.prediction import predict_batches
+from detr_kit.preprocess import Preprocessing
+
+
+class Evaluated(Protocol):
+    """What is read of a detector; `detr_kit.inference.Detector` has it."""
+
+    model: nn.Module
+    categories: CategoryTable
+    preprocessing: Preprocessing
+    device: torch.device
+
+
+def evaluate(
+    detector: Evaluated,
+    annotations: str | Path,
+    images: str | Path,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    results_path: str | Path | None = None,
+) -> CocoMetrics:
+    """Return the COCO figures of a detector on an annotation file and its folder of images.
+
+    Equal to scoring `detector.predict` at threshold 0. The detector may know more categories than
+    the file; what it finds of those is left out, as COCO scores it. The detections are written to
+    `results_path`, a COCO results file, where one is given. Raises DetrKitError where the
+    file has a category that the detector does not have under the same id and name.
+    """
+    # What is wrong with a box is scoring's to judge; here only the images matter.
+    loaded = load_annotations(annotations, on_bad_box="skip")
+    require_known(loaded.categories, detector.categories, str(annotations))
+    loader = eval_loader(
+        loaded,
+        images,
+        detector.preprocessing,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        rank=0,
+        world_size=1,
+    )
+    predictions = predict_batches(
+        detector.model,
+        (batch for batch, _ in loader),
+        categories=detector.categories,
+        preprocessing=detector.preprocessing,
+        device=detector.device,
+        name_of="id {}".format,
+    )
+    scored = loaded.categories.ids_array
+    found = {
+        image_id: detections.select(np.isin(detections.category_ids, scored))
+        for image_id, detections in predictions
+    }
+    if results_path is not None:
+        write_results(results_path, found)
+    return evaluate_results(found, annotations)
+
+
+def require_known(file_table: CategoryTable, own_table: CategoryTable, file_name: str) -> None:
+    """Raise where the file has a category that the detector lacks or calls otherwise."""
+    own = {id_: own_table.names[column] for id_, column in own_table.column_of.items()}
+    for id_, name in zip(file_table.ids, file_table.names, strict=True):
+        if own.get(id_) != name:
+            known = f"calls id {id_} {own[id_]!r}" if id_ in own else f"has no id {id_}"
+            raise DetrKitError(
+                f"{file_name}: category id {id_} is {name!r} there, but the detector {known}"
+            )

@@ -1,0 +1,111 @@
+"""A detector that is ready to use: weights, categories and preprocessing in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from detr_kit.categories import CategoryTable
+from detr_kit.checkpoints.detector import SPEC_FILE, load_detector
+from detr_kit.detections import Detections
+from detr_kit.errors import DetrKitError
+from detr_kit.prediction import predict_batches
+from detr_kit.preprocess import ImageInput, Preprocessing, read_image
+from detr_kit.structures import CollatedImages
+
+
+class Detector:
+    """A model (an ordinary module in `.model`) with what turns pictures into its input."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        categories: CategoryTable,
+        preprocessing: Preprocessing,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.device = torch.device(device) if device is not None else best_device()
+        self.model = model.to(self.device).eval()
+        self.categories = categories
+        self.preprocessing = preprocessing
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, device: torch.device | str | None = None
+    ) -> Detector:
+        """Load a checkpoint's folder, or the `best/` of a run's folder; `device` as in torch.
+
+        Raises DetrKitError where it is neither, or where its files do not fit together.
+        """
+        model, spec = load_detector(find_checkpoint(path))
+        return cls(model, spec.categories, spec.preprocessing, device)
+
+    def predict(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        threshold: float = 0.5,
+        batch_size: int = 8,
+    ) -> list[Detections]:
+        """Detect in one picture or several: paths, PIL images, RGB uint8 arrays (H, W, 3).
+
+        Returns one Detections a picture, in the given order, of the objects scored at least
+        `threshold`; a list of one for a single picture. Raises DetrKitError for a picture that
+        cannot be read, naming it.
+        """
+        if isinstance(images, str | Path | Image.Image | np.ndarray):
+            images = [images]
+        if batch_size < 1:
+            raise DetrKitError(f"batch_size: expected at least 1, got {batch_size}")
+        pictures = list(images)
+        predictions = predict_batches(
+            self.model,
+            self._batches(pictures, batch_size),
+            categories=self.categories,
+            preprocessing=self.preprocessing,
+            device=self.device,
+            threshold=threshold,
+            name_of=lambda index: _name_of(pictures[index], index),
+        )
+        return [detections for _, detections in predictions]
+
+    def _batches(self, pictures: list[ImageInput], batch_size: int) -> Iterator[CollatedImages]:
+        """Read pictures only when their batch is due; image ids are positions in the list."""
+        for start in range(0, len(pictures), batch_size):
+            originals = [read_image(picture) for picture in pictures[start : start + batch_size]]
+            yield CollatedImages.from_images(
+                [torch.from_numpy(self.preprocessing.apply(image)) for image in originals],
+                [(image.shape[0], image.shape[1]) for image in originals],
+                range(start, start + len(originals)),
+            )
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint's folder that `path` means: itself, or its `best/`.
+
+    Raises DetrKitError, saying what is accepted.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "best"):
+        if (candidate / SPEC_FILE).is_file():
+            return candidate
+    found = "is not one" if folder.exists() else "does not exist"
+    raise DetrKitError(
+        f"{path}: expected a folder with {SPEC_FILE} and model.safetensors, or a run's folder "
+        f"with such a best/ in it; this {found}"
+    )
+
+
+def best_device() -> torch.device:
+    """Return the first CUDA device, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _name_of(picture: ImageInput, index: int) -> str:
+    return str(picture) if isinstance(picture, str | Path) else f"number {index} of the list"

@@ -1,0 +1,67 @@
+"""The command `info`: what a config or a checkpoint amounts to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from detr_kit.checkpoints.detector import load_detector
+from detr_kit.config import load_config
+from detr_kit.errors import DetrKitError
+from detr_kit.inference.detector import find_checkpoint
+from detr_kit.models.zoo import build_model, resolve
+from detr_kit.structures import ImageBatch
+
+# A config does not say how many categories its data have; the official heads have this many.
+_COCO_COLUMNS = 91
+
+
+def describe(source: str | Path, *, size_hw: tuple[int, int]) -> dict[str, str]:
+    """Return headings and texts about a config file or a checkpoint folder.
+
+    GFLOPs count multiply and add as one, as the papers do, for one image of `size_hw`.
+    """
+    source = Path(source)
+    if source.is_dir():
+        model, spec = load_detector(find_checkpoint(source))
+        architecture = spec.architecture
+        names = ", ".join(
+            n for n, used in zip(spec.categories.names, spec.categories.used, strict=True) if used
+        )
+        categories = f"{sum(spec.categories.used)}: {names}"
+    elif source.is_file():
+        architecture = resolve(load_config(source).model)
+        model = build_model(architecture, num_classes=_COCO_COLUMNS)
+        categories = f"those of the data; counted here with {_COCO_COLUMNS}, as published"
+    else:
+        raise DetrKitError(f"{source}: no such config file or checkpoint folder")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "family": str(architecture["family"]),
+        "parameters": f"{total / 1e6:.3f}M, of which {trained / 1e6:.3f}M are trained",
+        "GFLOPs": f"{count_gflops(model, size_hw):.1f} at {size_hw[0]} x {size_hw[1]}",
+        "weights": _weights(architecture),
+        "categories": categories,
+        "numbers": ", ".join(f"{name} {value}" for name, value in architecture.items()),
+    }
+
+
+def count_gflops(model: nn.Module, size_hw: tuple[int, int]) -> float:
+    """Return the billions of multiply-adds of one image of `size_hw`."""
+    parameter = next(model.parameters())
+    image = torch.zeros(3, *size_hw, device=parameter.device, dtype=parameter.dtype)
+    counter = FlopCounterMode(display=False)
+    model.eval()
+    with torch.no_grad(), counter:
+        model(ImageBatch.from_images([image]))
+    return counter.get_total_flops() / 2 / 1e9
+
+
+def _weights(architecture: dict[str, Any]) -> str:
+    source = architecture.get("backbone_weights")
+    return f"backbone from {source}" if source else "random initialisation"
