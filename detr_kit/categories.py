@@ -32,7 +32,7 @@ class CategoryTable:
         if not any(self.used):
             raise DetrKitError("category table: it holds no category")
         for kind, values in (("id", self.ids), ("name", self.names)):
-            twice = sorted({str(v) for v in values if values.count(v) > 1})  # type: ignore[arg-type]
+            twice = sorted({str(v) for v in values if values.count(v) > 1})
             if twice:
                 raise DetrKitError(f"category table: {kind} {', '.join(twice)} appears twice")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from yaml import YAMLError
@@ -187,7 +187,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> Any:
         raise DetrKitError(f"{path}: no such config file") from error
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise DetrKitError(f"{path}: not a readable YAML file: {_first_line(error)}") from error
-    if not OmegaConf.is_dict(loaded):
+    if not isinstance(loaded, DictConfig):
         raise DetrKitError(f"{path}: expected a mapping of keys at the top")
     base = loaded.pop("base", None)
     if base is None:

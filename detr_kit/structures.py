@@ -6,6 +6,7 @@ Legend: B images, (H, W) the batch's padded size, L decoder layers, Q queries, C
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +28,24 @@ class CollatedImages:
     sizes_hw: tuple[SizeHW, ...]
     original_sizes_hw: tuple[SizeHW, ...]
     image_ids: tuple[int, ...]
+
+    @classmethod
+    def from_images(
+        cls,
+        images: Sequence[Tensor],
+        original_sizes_hw: Sequence[SizeHW],
+        image_ids: Sequence[int],
+    ) -> CollatedImages:
+        """Put (H, W, 3) uint8 images into the top left of a common size, the largest of each."""
+        sizes_hw = tuple((image.shape[0], image.shape[1]) for image in images)
+        if len(set(sizes_hw)) == 1:
+            pixels = torch.stack(list(images))
+        else:
+            height, width = (max(sides) for sides in zip(*sizes_hw, strict=True))
+            pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8)
+            for row, image in zip(pixels, images, strict=True):
+                row[: image.shape[0], : image.shape[1]] = image
+        return cls(pixels, sizes_hw, tuple(original_sizes_hw), tuple(image_ids))
 
     def __len__(self) -> int:
         return len(self.sizes_hw)

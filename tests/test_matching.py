@@ -107,7 +107,7 @@ def test_half_precision_is_matched_in_fp32() -> None:
 def test_broken_output_names_its_image(broken: float) -> None:
     output, targets = random_case(1, layers=2, queries=4, counts=(2, 1))
     output.layer_boxes_cxcywh[1, 1, 0, 0] = broken
-    with pytest.raises(NonFiniteCostError, match="image id 101.*layer 1"):
+    with pytest.raises(NonFiniteCostError, match=r"image id 101.*layer 1"):
         HungarianMatcher()(output, targets)
 
 

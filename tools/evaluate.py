@@ -1,4 +1,4 @@
-"""`detr-kit eval` as a script, for `torchrun tools/evaluate.py ...`; see `detr-kit eval --help`."""
+"""`detr-kit eval` as a script, for `torchrun tools/evaluate.py`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`detr-kit predict` as a script, for `torchrun tools/predict.py ...`; see `detr-kit predict --help`."""
+"""`detr-kit predict` as a script, for `torchrun tools/predict.py`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`detr-kit train` as a script, for `torchrun tools/train.py ...`; see `detr-kit train --help`."""
+"""`detr-kit train` as a script, for `torchrun tools/train.py`."""
 
 import sys
 

@@ -1,0 +1,204 @@
+"""The command line. Commands are thin: each calls one function that Python users can call too.
+
+torch is imported inside the commands that need it, so that `detr-kit --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from detr_kit.errors import DetrKitError
+
+app = typer.Typer(
+    help="Object detection with transformers: train, evaluate and run DETR and YOLOS.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - evaluated by typer
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the config's."),
+]
+Annotations = Annotated[Path, typer.Option(help="COCO-format json with the true objects.")]
+StopAfter = Annotated[
+    Optional[int],  # noqa: UP045 - evaluated by typer
+    typer.Option(help="End early after this epoch; `resume` goes on."),
+]
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """Listed in the help; `main` reads it."""
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    overrides: Overrides = None,
+    stop_after_epoch: StopAfter = None,
+) -> None:
+    """Train a detector: detr-kit train configs/detr_r50.yaml data.train.annotations=..."""
+    from detr_kit.training.run import train
+
+    train(config, overrides or [], stop_after_epoch=stop_after_epoch)
+
+
+@app.command("resume")
+def resume_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    stop_after_epoch: StopAfter = None,
+) -> None:
+    """Continue an interrupted run from its last finished epoch."""
+    from detr_kit.training.run import resume
+
+    resume(run_folder, stop_after_epoch=stop_after_epoch)
+
+
+@app.command("eval")
+def eval_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or run folder.")],
+    annotations: Annotations,
+    images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    json_out: Annotated[
+        Optional[Path],  # noqa: UP045 - evaluated by typer
+        typer.Option("--json", help="Write the figures to this file."),
+    ] = None,
+    results: Annotated[
+        Optional[Path],  # noqa: UP045 - evaluated by typer
+        typer.Option(help="Write the detections as a COCO results json."),
+    ] = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    device: Optional[str] = None,  # noqa: UP045 - evaluated by typer
+) -> None:
+    """Compute the COCO figures of a checkpoint on a data set."""
+    from detr_kit.evaluation.run import evaluate
+    from detr_kit.inference.detector import Detector
+
+    detector = Detector.from_checkpoint(checkpoint, device=device)
+    metrics = evaluate(
+        detector,
+        annotations,
+        images,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        results_path=results,
+    )
+    _show_metrics(metrics, json_out)
+
+
+@app.command("score")
+def score_command(
+    results: Annotated[Path, typer.Argument(help="COCO results json of any detector.")],
+    annotations: Annotations,
+    json_out: Annotated[
+        Optional[Path],  # noqa: UP045 - evaluated by typer
+        typer.Option("--json", help="Write the figures to this file."),
+    ] = None,
+) -> None:
+    """Compute the COCO figures of a results file."""
+    from detr_kit.evaluation.coco import evaluate_results
+
+    _show_metrics(evaluate_results(results, annotations), json_out)
+
+
+@app.command("predict")
+def predict_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or run folder.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, folders.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045 - evaluated by typer
+        typer.Option(help="Write drawn pictures into this folder."),
+    ] = None,
+    json_out: Annotated[
+        Optional[Path],  # noqa: UP045 - evaluated by typer
+        typer.Option("--json", help="Write the detections to this COCO results json."),
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score to keep.")] = 0.5,
+    batch_size: int = 8,
+    device: Optional[str] = None,  # noqa: UP045 - evaluated by typer
+) -> None:
+    """Find objects in pictures."""
+    from detr_kit.inference.detector import Detector
+    from detr_kit.inference.files import predict_files
+
+    detector = Detector.from_checkpoint(checkpoint, device=device)
+    found = predict_files(
+        detector, inputs, out=out, json_path=json_out, threshold=threshold, batch_size=batch_size
+    )
+    console = Console(soft_wrap=True)
+    if out is None and json_out is None:
+        for picture, detections in found:
+            objects = zip(detections.names, detections.scores, strict=True)
+            text = ", ".join(f"{name} {score:.2f}" for name, score in objects)
+            console.print(f"{picture}: {text or 'nothing found'}", highlight=False, markup=False)
+    count = sum(len(detections) for _, detections in found)
+    places = ", ".join(str(place) for place in (out, json_out) if place is not None)
+    summary = f"{len(found)} pictures, {count} objects" + (f": {places}" if places else "")
+    console.print(summary, highlight=False, markup=False)
+
+
+@app.command("sample")
+def sample_command(
+    out: Annotated[Path, typer.Argument(help="New folder to write.")],
+    preset: Annotated[str, typer.Option(help="easy or hard.")] = "easy",
+    seed: int = 0,
+    train: Annotated[int, typer.Option(help="Number of training pictures.")] = 1000,
+    val: Annotated[int, typer.Option(help="Number of validation pictures.")] = 200,
+) -> None:
+    """Write a generated data set of shapes, to try things out."""
+    from detr_kit.data.sample import write_sample
+
+    write_sample(out, preset, seed=seed, train=train, val=val)
+    Console().print(f"{out}: {train} training and {val} validation pictures", highlight=False)
+
+
+@app.command("info")
+def info_command(
+    source: Annotated[Path, typer.Argument(metavar="CONFIG|CHECKPOINT")],
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width for GFLOPs.")] = (
+        800,
+        1066,
+    ),
+) -> None:
+    """Show parameters, GFLOPs, categories and where the weights come from."""
+    from detr_kit.inference.info import describe
+
+    console = Console()
+    for name, value in describe(source, size_hw=size).items():
+        console.print(f"[bold]{name:12}[/bold] {value}", highlight=False)
+
+
+def _show_metrics(metrics, json_out: Path | None) -> None:  # type: ignore[no-untyped-def]
+    from detr_kit.files import atomic_write
+
+    if json_out is not None:
+        with atomic_write(json_out) as path:
+            path.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n", encoding="utf-8")
+    Console().print(metrics.table())
+
+
+def main() -> None:
+    """Run a command; an error a user can mend is one line on stderr and exit status 1."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments  # accepted anywhere, not only before the command
+    try:
+        app(args=[argument for argument in arguments if argument != "--debug"])
+    except DetrKitError as error:
+        if debug:
+            raise
+        print(f"detr-kit: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

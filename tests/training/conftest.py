@@ -1,0 +1,75 @@
+"""A generated data set and a tiny run on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from detr_kit.config import RunConfig, parse_config
+from detr_kit.data.sample import write_sample
+
+TINY_DETR = {
+    "name": "detr_small",
+    "backbone_stages": 2,
+    "hidden_dim": 32,
+    "num_heads": 2,
+    "feedforward_dim": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_queries": 6,
+}
+TINY_YOLOS = {
+    "name": "yolos_small",
+    "hidden_dim": 32,
+    "num_heads": 2,
+    "feedforward_dim": 32,
+    "depth": 2,
+    "num_queries": 6,
+    "drop_path": 0.1,
+    "position_size_hw": [64, 64],
+}
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "sample"
+    write_sample(folder, "easy", seed=3, train=10, val=5)
+    return folder
+
+
+class ConfigMaker(Protocol):
+    """Makes the config of a tiny run: data folder, output folder, changed keys."""
+
+    def __call__(self, data: Path, output: Path, **changes: Any) -> RunConfig: ...
+
+
+@pytest.fixture
+def tiny_config() -> ConfigMaker:
+    return _tiny_config
+
+
+def _tiny_config(sample: Path, output: Path, *, family: str = "detr", **changes: Any) -> RunConfig:
+    values: dict[str, Any] = {
+        "output": str(output),
+        "epochs": 4,
+        "batch_size": 4,
+        "model": {"detr": TINY_DETR, "yolos": TINY_YOLOS}[family],
+        "data": {
+            "train": {
+                "annotations": str(sample / "annotations/train.json"),
+                "images": str(sample / "train"),
+            },
+            "val": {
+                "annotations": str(sample / "annotations/val.json"),
+                "images": str(sample / "val"),
+            },
+            "augmentation": "small_data",
+            "num_workers": 0,
+        },
+        "image_size": {"rule": "square", "short_side": 64},
+        "optimizer": {"lr": 1e-3, "lr_backbone": 1e-3},
+        "schedule": {"kind": "cosine"},
+    }
+    return parse_config(values | changes, source="test")

@@ -1,0 +1,218 @@
+"""Runs: repeated, resumed, split over processes; what they leave behind and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import detr_kit
+from detr_kit.config import dump_config
+from detr_kit.data.sample import write_sample
+from detr_kit.training.run import Run, resume, train
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.last / "model.safetensors")
+
+
+def assert_same_run(a: Run, b: Run) -> None:
+    """Bit-equal weights, losses and AP."""
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    for mine, other in zip(a.metrics, b.metrics, strict=True):
+        assert mine["train"] == other["train"]
+        assert mine["val"]["ap"] == other["val"]["ap"]
+
+
+def with_workers(config, num_workers: int):  # type: ignore[no-untyped-def]
+    data = config.data.model_copy(update={"num_workers": num_workers})
+    return config.model_copy(update={"data": data})
+
+
+@pytest.mark.parametrize("family", ["detr", "yolos"])
+def test_resumed_run_equals_the_undisturbed_one(
+    tiny_config, sample: Path, tmp_path: Path, family: str
+) -> None:
+    whole = train(tiny_config(sample, tmp_path / "whole", family=family))
+    part = train(tiny_config(sample, tmp_path / "part", family=family), stop_after_epoch=2)
+    assert [row["epoch"] for row in part.metrics] == [1, 2]
+    resumed = resume(tmp_path / "part")
+    assert [row["epoch"] for row in resumed.metrics] == [1, 2, 3, 4]
+    assert_same_run(whole, resumed)
+
+
+def test_seeded_runs_with_workers_are_identical(tiny_config, sample: Path, tmp_path: Path) -> None:
+    runs = [
+        train(with_workers(tiny_config(sample, tmp_path / name, epochs=2), workers))
+        for name, workers in (("a", 2), ("b", 2), ("c", 0))
+    ]
+    assert_same_run(runs[0], runs[1])
+    assert_same_run(runs[0], runs[2])
+
+
+def test_another_seed_is_another_run(tiny_config, sample: Path, tmp_path: Path) -> None:
+    runs = [
+        train(tiny_config(sample, tmp_path / str(seed), epochs=1, seed=seed)) for seed in (0, 1)
+    ]
+    assert runs[0].metrics[0]["train"]["loss"] != runs[1].metrics[0]["train"]["loss"]
+
+
+def test_accumulated_batches_equal_one_large_batch(
+    tiny_config, sample: Path, tmp_path: Path
+) -> None:
+    # Without dropout and with norms that do not see the batch, splitting changes only rounding.
+    steady = tiny_config(sample, tmp_path / "x").model.model_copy(
+        update={"dropout": 0.0, "backbone_norm": "group"}
+    )
+    changes = {"model": steady.model_dump(), "epochs": 1}
+    large = train(tiny_config(sample, tmp_path / "large", batch_size=10, **changes))
+    split = train(tiny_config(sample, tmp_path / "split", batch_size=5, accumulate=2, **changes))
+    assert split.metrics[0]["train"]["loss"] == pytest.approx(
+        large.metrics[0]["train"]["loss"], rel=1e-4
+    )
+    assert split.metrics[0]["step"] == large.metrics[0]["step"] == 1
+
+
+def test_folder_of_a_run(tiny_config, sample: Path, tmp_path: Path) -> None:
+    run = train(tiny_config(sample, tmp_path / "run", epochs=1))
+    assert {path.name for path in run.folder.iterdir()} >= {
+        "config.yaml",
+        "last",
+        "best",
+        "metrics.jsonl",
+        "events",
+    }
+    assert {path.name for path in run.best.iterdir()} == {"model.safetensors", "detector.json"}
+    row = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert row.keys() == {
+        "epoch",
+        "step",
+        "lr",
+        "seconds",
+        "images_per_second",
+        "train",
+        "val",
+        "eval_seconds",
+    }
+    assert list(run.folder.rglob("*.tmp*")) == []
+    [found] = detr_kit.Detector.from_checkpoint(run.folder).predict(
+        next((sample / "val").iterdir()), threshold=0.0
+    )
+    assert len(found) == 6
+
+
+def test_best_holds_the_epoch_of_the_highest_ap(tiny_config, sample: Path, tmp_path: Path) -> None:
+    run = train(tiny_config(sample, tmp_path / "run", epochs=3))
+    best = max(run.metrics, key=lambda row: row["val"]["ap"])
+    detector = detr_kit.Detector.from_checkpoint(run.best)
+    metrics = detr_kit.evaluate(
+        detector, sample / "annotations/val.json", sample / "val", batch_size=4
+    )
+    assert metrics.ap == pytest.approx(best["val"]["ap"], abs=1e-6)
+
+
+def test_finished_run_is_left_alone(
+    tiny_config, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tiny_config(sample, tmp_path / "run", epochs=1))
+    before = (run.last / "model.safetensors").stat().st_mtime_ns
+    resume(run.folder)
+    assert "finished" in capsys.readouterr().out
+    assert (run.last / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(detr_kit.DetrKitError, match="already holds a run"):
+        train(tiny_config(sample, tmp_path / "run"))
+
+
+def test_finetuning_keeps_classes_by_name(tiny_config, sample: Path, tmp_path: Path) -> None:
+    run = train(tiny_config(sample, tmp_path / "first", epochs=1))
+    changed = tmp_path / "changed"
+    write_sample(changed, "easy", seed=4, train=4, val=2)
+    for split in ("train", "val"):  # other ids in another order, the same names
+        path = changed / "annotations" / f"{split}.json"
+        coco = json.loads(path.read_text())
+        new_id = {c["id"]: 100 - c["id"] for c in coco["categories"]}
+        for category in coco["categories"]:
+            category["id"] = new_id[category["id"]]
+        for annotation in coco["annotations"]:
+            annotation["category_id"] = new_id[annotation["category_id"]]
+        path.write_text(json.dumps(coco))
+    config = tiny_config(
+        changed,
+        tmp_path / "second",
+        epochs=1,
+        finetune_from=str(run.last),
+        optimizer={"lr": 1e-12, "lr_backbone": 1e-12},
+    )
+    tuned = weights(train(config))
+    head = "heads.class_head.layers.0.weight"
+    flipped = weights(run)[head][[3, 2, 1, 0, 4]]  # `no object` stays last
+    torch.testing.assert_close(tuned[head], flipped, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "message"),
+    [
+        ("train", lambda coco: coco["images"].clear() or coco["annotations"].clear(), "no images"),
+        ("train", lambda coco: coco["annotations"].clear(), "no objects to learn from"),
+        ("val", lambda coco: coco["categories"][0].update(name="other"), "categories differ"),
+    ],
+)
+def test_unusable_data_is_refused_before_anything_is_written(
+    tiny_config,
+    tmp_path: Path,
+    split: str,
+    change,
+    message: str,  # type: ignore[no-untyped-def]
+) -> None:
+    write_sample(tmp_path / "data", "easy", train=2, val=1)
+    path = tmp_path / "data/annotations" / f"{split}.json"
+    coco = json.loads(path.read_text())
+    change(coco)
+    path.write_text(json.dumps(coco))
+    with pytest.raises(detr_kit.DetrKitError, match=message) as caught:
+        train(tiny_config(tmp_path / "data", tmp_path / "run"))
+    assert path.name in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_with_an_empty_batch(tiny_config, sample: Path, tmp_path: Path) -> None:
+    """Under torchrun: one rank's last batch holds only an image without objects (B4)."""
+    data = tmp_path / "data"
+    write_sample(data, "easy", seed=5, train=5, val=5)
+    path = data / "annotations/train.json"
+    coco = json.loads(path.read_text())
+    kept = {image["id"] for image in coco["images"][:3]}
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
+    path.write_text(json.dumps(coco))
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(tiny_config(data, tmp_path / "two", epochs=1, batch_size=1)))
+    script = Path(__file__).parents[2] / "tools" / "train.py"
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--standalone",
+            str(script),
+            str(config),
+        ],
+        check=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])},
+    )
+    run = Run(tmp_path / "two", tiny_config(data, tmp_path / "two"))
+    detector = detr_kit.Detector.from_checkpoint(run.best)
+    metrics = detr_kit.evaluate(detector, data / "annotations/val.json", data / "val")
+    assert run.metrics[0]["val"]["num_images"] == 5
+    assert run.metrics[0]["val"]["ap"] == pytest.approx(metrics.ap, abs=1e-6)
