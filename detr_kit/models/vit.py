@@ -1,0 +1,207 @@
+"""A plain ViT with detection tokens; its keys are those of the published ViT, DeiT and YOLOS.
+
+Shape legend: B images, P patches, Q detection tokens, N = 1 + P + Q tokens, D channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detr_kit.errors import DetrKitError
+from detr_kit.models.positions import CachedResampler
+from detr_kit.models.transformer import EncoderLayer, run_layer
+from detr_kit.structures import ImageBatch, SizeHW
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, each mapped to a token; partial patches are left out."""
+
+    def __init__(self, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, P, D)"""
+        return self.proj(pixels).flatten(2).transpose(1, 2)
+
+
+class ViT(nn.Module):
+    """Class token, patches and detection tokens through pre-norm blocks (YOLOS, section 3.1).
+
+    `pos_embed` (1, N, D) is added at the input; `mid_pos_embed` (depth - 1, 1, N, D), if there is
+    one, after every block but the last. Both belong to pictures of the given sizes and are
+    resampled to other sizes.
+
+    `padding` "independent": padded tokens are masked as attention keys and positions are those of
+    each image's own grid. "official": the mask is ignored and positions are those of the padded
+    grid, taken as they are where their number already agrees.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        feedforward_dim: int,
+        patch_size: int,
+        num_detection_tokens: int,
+        position_size_hw: SizeHW,
+        mid_position_size_hw: SizeHW | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        padding: Literal["independent", "official"] = "independent",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.num_detection_tokens = num_detection_tokens
+        self.padding = padding
+        self.activation_checkpointing = activation_checkpointing
+        self.patch_embed = PatchEmbed(dim, patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.det_token = nn.Parameter(torch.empty(1, num_detection_tokens, dim))
+        self.grid_hw = self._grid_of(position_size_hw)
+        tokens = self.grid_hw[0] * self.grid_hw[1] + 1 + num_detection_tokens
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
+        self._resample = CachedResampler(self.grid_hw)
+        self.mid_pos_embed: nn.Parameter | None = None
+        if mid_position_size_hw is not None and depth > 1:
+            mid_grid_hw = self._grid_of(mid_position_size_hw)
+            tokens = mid_grid_hw[0] * mid_grid_hw[1] + 1 + num_detection_tokens
+            self.mid_pos_embed = nn.Parameter(torch.empty(depth - 1, 1, tokens, dim))
+            self._resample_mid = CachedResampler(mid_grid_hw)
+        self.blocks = nn.ModuleList(
+            EncoderLayer(
+                dim,
+                num_heads,
+                feedforward_dim,
+                pre_norm=True,
+                activation=nn.GELU,
+                dropout=dropout,
+                drop_path=drop_path * index / max(depth - 1, 1),
+                norm_eps=1e-6,
+            )
+            for index in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self._initialize()
+
+    def forward(self, batch: ImageBatch) -> Tensor:
+        """Return the detection tokens' (B, Q, D) features.
+
+        Raises DetrKitError for an image smaller than a patch.
+        """
+        batch_grid = self._grid_of((batch.pixels.shape[2], batch.pixels.shape[3]))
+        grids = self._image_grids(batch, batch_grid)
+        mask = None if set(grids) == {batch_grid} else self._token_mask(batch, batch_grid)
+        first = self._positions(self.pos_embed, self._resample, grids, batch_grid)
+        mid = None
+        if self.mid_pos_embed is not None:
+            table = self.mid_pos_embed.flatten(0, 1)
+            mid = self._positions(table, self._resample_mid, grids, batch_grid)
+
+        patches = self.patch_embed(batch.pixels)
+        class_token = self.cls_token.expand(len(patches), -1, -1)
+        detection_tokens = self.det_token.expand(len(patches), -1, -1)
+        x = torch.cat([class_token, patches, detection_tokens], dim=1)
+        x = x + first.of_layer(0)
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            x = run_layer(block, x, None, mask, checkpointed=self.activation_checkpointing)
+            if mid is not None and index < last:
+                x = x + mid.of_layer(index)
+        return self.norm(x[:, -self.num_detection_tokens :])
+
+    def train(self, mode: bool = True) -> ViT:
+        """Set the mode; also forget resampled positions, which `.data` writes leave unnoticed."""
+        self._resample.clear()
+        if self.mid_pos_embed is not None:
+            self._resample_mid.clear()
+        return super().train(mode)
+
+    def _grid_of(self, size_hw: SizeHW) -> SizeHW:
+        height, width = (side // self.patch_size for side in size_hw)
+        if not height or not width:
+            raise DetrKitError(
+                f"size {size_hw[0]} x {size_hw[1]} (height x width) is smaller than a patch of "
+                f"{self.patch_size} pixels"
+            )
+        return height, width
+
+    def _image_grids(self, batch: ImageBatch, batch_grid: SizeHW) -> list[SizeHW]:
+        """Return each image's own grid; a single one where all are the batch's."""
+        if self.padding == "official" or not batch.has_padding:
+            return [batch_grid]
+        grids = [self._grid_of(size_hw) for size_hw in batch.sizes_hw]
+        return [batch_grid] if set(grids) == {batch_grid} else grids
+
+    def _token_mask(self, batch: ImageBatch, batch_grid: SizeHW) -> Tensor:
+        """Return (B, N), True on patches that are not wholly inside their image."""
+        last = self.patch_size - 1
+        patches = batch.padding_mask[:, last :: self.patch_size, last :: self.patch_size]
+        return F.pad(patches.flatten(1), (1, self.num_detection_tokens), value=False)
+
+    def _positions(
+        self,
+        table: Tensor,
+        resample: CachedResampler,
+        grids: list[SizeHW],
+        batch_grid: SizeHW,
+    ) -> GridPositions:
+        """Resample a table (L, N, D) to every grid of the batch."""
+        count = self.num_detection_tokens
+        class_position, patches, detection = table[:, :1], table[:, 1:-count], table[:, -count:]
+        sampled = {}
+        for grid in dict.fromkeys(grids):
+            if self.padding == "official" and grid[0] * grid[1] == patches.shape[1]:
+                sampled[grid] = patches.unflatten(1, grid)
+            else:
+                sampled[grid] = resample(patches, grid)
+        return GridPositions(class_position, sampled, detection, grids, batch_grid)
+
+    def _initialize(self) -> None:
+        """Truncated normal 0.02 for tokens, positions and linear layers (official YOLOS)."""
+        tables = [self.cls_token, self.det_token, self.pos_embed]
+        if self.mid_pos_embed is not None:
+            tables.append(self.mid_pos_embed)
+        for table in tables:
+            nn.init.trunc_normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True)
+class GridPositions:
+    """Positions of L layers for a batch: resampled once a size, laid out when a layer asks.
+
+    `class_position` is (L, 1, D), `detection` (L, Q, D), `sampled` maps a grid to (L, h, w, D),
+    `grids` holds the images' grids, or one for all.
+    """
+
+    class_position: Tensor
+    sampled: dict[SizeHW, Tensor]
+    detection: Tensor
+    grids: list[SizeHW]
+    batch_grid: SizeHW
+
+    def of_layer(self, index: int) -> Tensor:
+        """Return (B or 1, N, D), zero on padded patches."""
+        height, width = self.batch_grid
+        laid_out = torch.stack(
+            [
+                F.pad(self.sampled[grid][index], (0, 0, 0, width - grid[1], 0, height - grid[0]))
+                for grid in self.grids
+            ]
+        )
+        count = len(self.grids)
+        parts = [self.class_position[index], self.detection[index]]
+        before, after = (part.expand(count, -1, -1) for part in parts)
+        return torch.cat([before, laid_out.flatten(1, 2), after], dim=1)

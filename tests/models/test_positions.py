@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from detr_kit.errors import DetrKitError
+from detr_kit.models.positions import (
+    CachedResampler,
+    LearnedPositions,
+    SinePositions,
+    resample_grid,
+)
+
+
+def test_sine_values_by_hand() -> None:
+    encoded = SinePositions(8)(torch.zeros(1, 2, 4, dtype=torch.bool), torch.float64)
+    assert encoded.shape == (1, 2, 4, 8)
+    row, column = (1 / 2) * 2 * math.pi, (3 / 4) * 2 * math.pi  # cell (0, 2), counted from one
+    expected = []
+    for angle in (row, column):
+        expected += [math.sin(angle), math.cos(angle), math.sin(angle / 100), math.cos(angle / 100)]
+    torch.testing.assert_close(
+        encoded[0, 0, 2], torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0
+    )
+
+
+def test_sine_ignores_padding() -> None:
+    positions = SinePositions(16)
+    mask = torch.ones(2, 5, 6, dtype=torch.bool)
+    mask[0, :3, :4] = False
+    mask[1] = False
+    alone = positions(torch.zeros(1, 3, 4, dtype=torch.bool), torch.float64)
+    assert torch.equal(positions(mask, torch.float64)[:1, :3, :4], alone)
+
+
+def test_learned_positions_are_columns_then_rows() -> None:
+    positions = LearnedPositions(6)
+    encoded = positions(torch.zeros(2, 3, 4, dtype=torch.bool), torch.float32)
+    assert encoded.shape == (1, 3, 4, 6)
+    assert torch.equal(encoded[0, 2, 1, :3], positions.columns.weight[1])
+    assert torch.equal(encoded[0, 2, 1, 3:], positions.rows.weight[2])
+    with pytest.raises(DetrKitError, match="3 x 51 cells is larger than the table of 50"):
+        positions(torch.zeros(1, 3, 51, dtype=torch.bool), torch.float32)
+
+
+def test_resampling_keeps_a_ramp_and_its_orientation() -> None:
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(12.0), indexing="ij")
+    table = torch.stack([rows, columns], dim=-1).reshape(1, 96, 2)
+    doubled = resample_grid(table, (8, 12), (16, 24))
+    assert doubled.shape == (1, 16, 24, 2)
+    # Cell i of the finer grid lies at i / 2 - 1 / 4 (pixel centers); the cubic kernel is off a
+    # straight line by 3 / 64 there, aligned corners would be by up to 0.12.
+    middle = torch.arange(4.0, 12) / 2 - 0.25
+    torch.testing.assert_close(doubled[0, 4:12, 10, 0], middle, rtol=0, atol=0.047)
+    middle = torch.arange(4.0, 20) / 2 - 0.25
+    torch.testing.assert_close(doubled[0, 7, 4:20, 1], middle, rtol=0, atol=0.047)
+    assert torch.equal(resample_grid(table, (8, 12), (8, 12)), table.view(1, 8, 12, 2))
+
+
+@pytest.mark.parametrize("change", ["copy", "load", "assign", "swap", "data"])
+def test_cache_is_dropped_with_new_values(change: str) -> None:
+    module = nn.ParameterDict({"table": torch.randn(1, 12, 2)})
+    resample = CachedResampler((3, 4))
+    with torch.no_grad():
+        before = resample(module["table"], (5, 6))
+        assert resample(module["table"], (5, 6)) is before
+        new = torch.randn(1, 12, 2)
+        if change == "copy":
+            module["table"].copy_(new)
+        elif change == "swap":
+            module["table"] = nn.Parameter(new)
+        elif change == "data":
+            module["table"].data = new
+        else:
+            module.load_state_dict({"table": new}, assign=change == "assign")
+        expected = resample_grid(new, (3, 4), (5, 6))
+        assert torch.equal(resample(module["table"], (5, 6)), expected)
+
+
+def test_cache_is_bounded_and_unused_where_gradients_are_wanted() -> None:
+    table = nn.Parameter(torch.randn(1, 12, 2))
+    resample = CachedResampler((3, 4))
+    with torch.no_grad():
+        for height in range(1, 20):
+            resample(table, (height, 6))
+        held = resample(table, (19, 6))
+    assert len(resample._grids) == CachedResampler.MAX_SIZES
+    fresh = resample(table, (19, 6))
+    assert fresh is not held
+    assert fresh.requires_grad
