@@ -6,9 +6,10 @@ Paths of data and outputs are relative to the working directory, `base:` to the 
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -43,7 +44,7 @@ class ModelConfig(Section):
     # backbone; "none" for random initialisation
     backbone_weights: str | None = None
     # DETR
-    backbone: str | None = None  # "resnet50", "timm/NAME"
+    backbone: str | None = None  # "resnet50", "plain", "timm/NAME"
     backbone_norm: Literal["auto", "frozen", "batch", "group"] | None = None
     backbone_stages: int | None = Field(None, ge=1, le=5)
     dilation: bool | None = None
@@ -52,6 +53,7 @@ class ModelConfig(Section):
     decoder_layers: int | None = Field(None, ge=1)
     pre_norm: bool | None = None
     position_encoding: Literal["sine", "learned"] | None = None
+    positions_at_input: bool | None = None  # added to the features too, not in attention alone
     # YOLOS
     depth: int | None = Field(None, ge=1)
     drop_path: float | None = Field(None, ge=0, lt=1)
@@ -211,11 +213,12 @@ def _explain(error: ValidationError) -> str:
     return f"key {key!r}: {fault['msg']}, got {fault['input']!r}"
 
 
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
         for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
+            # On Python 3.10, tuple[int, int] passes for a type and is none.
+            if get_origin(inner) is None and inspect.isclass(inner) and issubclass(inner, Section):
                 keys += _known_keys(inner, f"{prefix}{name}.")
     return keys

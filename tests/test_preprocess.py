@@ -38,7 +38,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 
 def picture_of_kind(kind: str) -> Image.Image:
-    gray, rgb, rgba = noise(9, 13, 1), noise(9, 13), noise(9, 13, 4)
+    gray, rgb, rgba = noise(8, 14, 1), noise(8, 14), noise(8, 14, 4)
     if kind == "I;16":
         return Image.fromarray(gray.astype(np.uint16) * 256 + 7)
     if kind == "P+alpha":
@@ -64,7 +64,7 @@ class TestKindsOfInput:
         picture = picture_of_kind(kind)
         picture.save(path, **({"transparency": 0} if kind == "P+alpha" else {}))
         from_path = read_image(path)
-        assert from_path.shape == (9, 13, 3)
+        assert from_path.shape == (8, 14, 3)
         assert from_path.dtype == np.uint8
         with Image.open(path) as opened:
             np.testing.assert_array_equal(from_path, read_image(opened))

@@ -22,6 +22,8 @@ from detr_kit.models.norms import NormKind, replace_batch_norms
 from detr_kit.structures import ImageBatch
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+# Channels of the stages of "plain", each at half the size of the one before.
+PLAIN_WIDTHS = (32, 64, 128, 192)
 Padding = Literal["independent", "official"]
 # The CNN, the last module of each of its stages, its total stride and its channels.
 Trunk = tuple[nn.Module, list[str], int, int]
@@ -30,8 +32,8 @@ Trunk = tuple[nn.Module, list[str], int, int]
 class Backbone(nn.Module):
     """A CNN that maps an image batch to one feature map and its padding mask.
 
-    `name` is one of `RESNETS` or "timm/NAME"; `stages` keeps the first of the CNN's stages (None:
-    all); `dilation` replaces the last stage's stride (DC5); `frozen_stages` counts the stem as the
+    `name` is one of `RESNETS`, "plain" or "timm/NAME"; `stages` keeps the first of the CNN's
+    stages (None: all); `dilation` replaces the last stage's stride (DC5); `frozen_stages` counts the stem as the
     first. `num_channels` and `stride` describe the feature map.
 
     Raises DetrKitError for an unknown name and for settings that the CNN does not have.
@@ -52,6 +54,8 @@ class Backbone(nn.Module):
         self.padding = padding
         if name.startswith("timm/"):
             cnn = _timm_cnn(name, stages, dilation)
+        elif name == "plain":
+            cnn = _plain_cnn(stages, dilation)
         else:
             cnn = _resnet(name, stages, dilation)
         self.body, levels, self.stride, self.num_channels = cnn
@@ -156,7 +160,7 @@ def _resnet(name: str, stages: int | None, dilation: bool) -> Trunk:
     """Build a ResNet's trunk under torchvision's keys."""
     if name not in RESNETS:
         raise DetrKitError(
-            f"backbone {name!r} is unknown; there are {', '.join(RESNETS)} and timm/NAME"
+            f"backbone {name!r} is unknown; there are {', '.join(RESNETS)}, plain and timm/NAME"
         )
     count = 4 if stages is None else stages
     if count > 4:
@@ -173,6 +177,31 @@ def _resnet(name: str, stages: int | None, dilation: bool) -> Trunk:
     trunk = nn.Sequential(OrderedDict((part, getattr(full, part)) for part in names))
     channels = full.fc.in_features >> (4 - count)
     return trunk, ["maxpool", *names[4:]], 2 ** (count + 1 - dilation), channels
+
+
+def _plain_cnn(stages: int | None, dilation: bool) -> Trunk:
+    """Build a few strided convolutions, to learn small and simple pictures from nothing.
+
+    Every stage halves the size; the deeper two, where it is cheap, have a second convolution.
+    """
+    count = len(PLAIN_WIDTHS) if stages is None else stages
+    if count > len(PLAIN_WIDTHS):
+        raise DetrKitError(f"backbone_stages {count}: plain has {len(PLAIN_WIDTHS)}")
+    if dilation:
+        raise DetrKitError("dilation: the backbone plain has none")
+    trunk = nn.Sequential()
+    channels = 3
+    for stage, width in enumerate(PLAIN_WIDTHS[:count]):
+        layers: list[nn.Module] = []
+        for stride in (2,) if stage < 2 else (2, 1):
+            layers += [
+                nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            channels = width
+        trunk.add_module(f"stage{stage + 1}", nn.Sequential(*layers))
+    return trunk, [f"stage{stage + 1}" for stage in range(count)], 2**count, channels
 
 
 def _timm_cnn(name: str, stages: int | None, dilation: bool) -> Trunk:

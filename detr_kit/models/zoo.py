@@ -35,6 +35,7 @@ _DETR: Numbers = {
     "dropout": 0.1,
     "pre_norm": False,
     "position_encoding": "sine",
+    "positions_at_input": False,
     "padding": "independent",
     "activation_checkpointing": False,
 }
@@ -184,6 +185,7 @@ def _build_detr(numbers: Numbers, num_classes: int) -> nn.Module:
         DetectionHeads(dim, num_classes, class_layers=1),
         hidden_dim=dim,
         num_queries=numbers["num_queries"],
+        positions_at_input=numbers["positions_at_input"],
     )
 
 

@@ -22,6 +22,8 @@ LITE0 = "timm/tf_efficientnet_lite0"
     [
         ("resnet18", {}, 32, 512),
         ("resnet18", {"stages": 2}, 8, 128),
+        ("plain", {}, 16, 192),
+        ("plain", {"stages": 3}, 8, 128),
         ("resnet50", {"dilation": True}, 16, 2048),
         ("resnet50", {"dilation": True, "stages": 3}, 8, 1024),
         (LITE0, {}, 32, 320),

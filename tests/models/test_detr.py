@@ -19,6 +19,7 @@ SIZES = ((97, 141), (160, 120), (131, 203))
         {"backbone_norm": "group"},
         {"backbone_stages": 3, "position_encoding": "learned"},
         {"backbone": "resnet50", "dilation": True, "backbone_norm": "frozen"},
+        {"backbone": "plain", "positions_at_input": True},
         {"backbone": "timm/tf_efficientnet_lite0"},
         {"backbone": "timm/tf_efficientnet_lite0", "backbone_stages": 4},
         {"backbone": "timm/mobilenetv3_small_050"},
@@ -36,6 +37,17 @@ def test_a_prediction_does_not_depend_on_the_batch(
     model = build("detr_small", **changes).double()
     batch = make_batch(*SIZES, dtype=torch.float64)
     assert batch_difference(model, batch) <= 1e-9
+
+
+def test_positions_at_input_change_the_function(
+    build: Callable[..., nn.Module], make_batch: Callable[..., ImageBatch]
+) -> None:
+    model = build("detr_small", backbone="plain", positions_at_input=True).eval()
+    plain = build("detr_small", backbone="plain").eval()
+    plain.load_state_dict(model.state_dict())
+    batch = make_batch((64, 64))
+    with torch.no_grad():
+        assert (model(batch).logits - plain(batch).logits).abs().max() > 1e-3
 
 
 def test_official_padding_does_depend_on_the_batch(
