@@ -33,8 +33,8 @@ class Backbone(nn.Module):
     """A CNN that maps an image batch to one feature map and its padding mask.
 
     `name` is one of `RESNETS`, "plain" or "timm/NAME"; `stages` keeps the first of the CNN's
-    stages (None: all); `dilation` replaces the last stage's stride (DC5); `frozen_stages` counts the stem as the
-    first. `num_channels` and `stride` describe the feature map.
+    stages (None: all); `dilation` replaces the last stage's stride (DC5); `frozen_stages` counts
+    the stem as the first. `num_channels` and `stride` describe the feature map.
 
     Raises DetrKitError for an unknown name and for settings that the CNN does not have.
     """
