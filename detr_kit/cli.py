@@ -6,14 +6,19 @@ torch is imported inside the commands that need it, so that `detr-kit --help` an
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
 
 from detr_kit.errors import DetrKitError
+
+if TYPE_CHECKING:
+    from detr_kit.evaluation.metrics import CocoMetrics
+    from detr_kit.training.run import Run
 
 app = typer.Typer(
     help="Object detection with transformers: train, evaluate and run DETR and YOLOS.",
@@ -49,7 +54,8 @@ def train_command(
     """Train a detector: detr-kit train configs/detr_r50.yaml data.train.annotations=..."""
     from detr_kit.training.run import train
 
-    train(config, overrides or [], stop_after_epoch=stop_after_epoch)
+    run = train(config, overrides or [], stop_after_epoch=stop_after_epoch)
+    _draw_run(run)
 
 
 @app.command("resume")
@@ -60,7 +66,8 @@ def resume_command(
     """Continue an interrupted run from its last finished epoch."""
     from detr_kit.training.run import resume
 
-    resume(run_folder, stop_after_epoch=stop_after_epoch)
+    run = resume(run_folder, stop_after_epoch=stop_after_epoch)
+    _draw_run(run)
 
 
 @app.command("eval")
@@ -178,7 +185,15 @@ def info_command(
         console.print(f"[bold]{name:12}[/bold] {value}", highlight=False)
 
 
-def _show_metrics(metrics, json_out: Path | None) -> None:  # type: ignore[no-untyped-def]
+def _draw_run(run: Run) -> None:
+    from detr_kit.visualization.curves import draw_curves
+
+    # Under torchrun every process comes here; one of them draws.
+    if os.environ.get("RANK", "0") == "0":
+        draw_curves(run.metrics, run.folder / "curves.png")
+
+
+def _show_metrics(metrics: CocoMetrics, json_out: Path | None) -> None:
     from detr_kit.files import atomic_write
 
     if json_out is not None:
