@@ -1,0 +1,216 @@
+"""Everything that a training run works with, built from its config and checked first."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch.utils.data import DataLoader
+
+from detr_kit.checkpoints.detector import MODEL_FILE, SPEC_FILE, DetectorSpec, save_detector
+from detr_kit.checkpoints.reading import read_tensors
+from detr_kit.config import RunConfig, SplitConfig, dump_config
+from detr_kit.data.annotations import CocoAnnotations, load_annotations
+from detr_kit.data.loading import Batch, eval_loader, train_loader
+from detr_kit.errors import DetrKitError
+from detr_kit.evaluation.coco import CocoMetrics, evaluate_results
+from detr_kit.files import atomic_folder, atomic_write
+from detr_kit.losses import SetCriterion
+from detr_kit.matching import HungarianMatcher
+from detr_kit.models.zoo import build_model, resolve
+from detr_kit.prediction import predict_batches
+from detr_kit.preprocess import preprocessing_from
+from detr_kit.training.optimizer import build_optimizer, freeze_backbone_if_asked
+from detr_kit.training.recorder import Recorder
+from detr_kit.training.schedule import Schedule
+from detr_kit.training.startup import load_initial_weights, setup_rows
+from detr_kit.training.state import Progress, load_training_state, save_training_state
+from detr_kit.training.trainer import Trainer
+
+CONFIG_FILE = "config.yaml"
+
+
+class Session:
+    """The parts of a run, built and wired; lives as long as the training does."""
+
+    def __init__(self, config: RunConfig, *, resumed: bool) -> None:
+        self.config = config
+        train_split, val_split = _required_splits(config)
+        self.train_set = load_annotations(
+            train_split.annotations, on_bad_box=config.data.on_bad_box
+        )
+        self.val_set = load_annotations(val_split.annotations, on_bad_box=config.data.on_bad_box)
+        _check_data(self.train_set, self.val_set, train_split, val_split)
+
+        precision = {"fp32": "no"}.get(config.precision, config.precision)
+        self.accelerator = Accelerator(mixed_precision=precision)
+        set_seed(config.seed)  # the same initial weights in every process
+        architecture = resolve(config.model)
+        model = build_model(architecture, num_classes=len(self.train_set.categories))
+        # A resumed run must not fetch what its own checkpoint is about to replace.
+        reports = (
+            []
+            if resumed
+            else load_initial_weights(model, config, architecture, self.train_set.categories)
+        )
+        freeze_backbone_if_asked(model, config.optimizer)
+        self.spec = DetectorSpec(
+            architecture, self.train_set.categories, preprocessing_from(config.image_size)
+        )
+        self.loader, self.val_loader = self._loaders(val_split)
+        self.steps_per_epoch = -(-len(self.loader) // config.accumulate)
+        self.setup_rows = setup_rows(
+            config,
+            model,
+            architecture,
+            reports,
+            self.train_set,
+            self.val_set,
+            world_size=self.accelerator.num_processes,
+            device=self.accelerator.device,
+        )
+        optimizer = build_optimizer(model, config.optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.recorder: Recorder | None = None
+        self.trainer = self._build_trainer(architecture)
+
+    def _loaders(self, val_split: SplitConfig) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
+        """Return this process's share of the training and of the validation split."""
+        config = self.config
+        share = {
+            "rank": self.accelerator.process_index,
+            "world_size": self.accelerator.num_processes,
+        }
+        return train_loader(config, self.train_set, **share), eval_loader(
+            self.val_set,
+            val_split.images,
+            self.spec.preprocessing,
+            batch_size=config.evaluation.batch_size or config.batch_size,
+            num_workers=config.data.num_workers,
+            **share,
+        )
+
+    def _build_trainer(self, architecture: dict[str, Any]) -> Trainer:
+        config = self.config
+        loss = config.loss
+        criterion = SetCriterion(
+            len(self.spec.categories),
+            HungarianMatcher(loss.class_cost, loss.l1_cost, loss.giou_cost),
+            class_weight=loss.class_weight,
+            l1_weight=loss.l1_weight,
+            giou_weight=loss.giou_weight,
+            no_object_weight=loss.no_object_weight,
+        )
+        schedule = Schedule(
+            self.optimizer,
+            config.schedule,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=config.epochs,
+        )
+        return Trainer(
+            self.model,
+            criterion,
+            self.optimizer,
+            schedule,
+            self.loader,
+            self.accelerator,
+            self.spec.preprocessing,
+            num_queries=architecture["num_queries"],
+            seed=config.seed,
+            accumulate=config.accumulate,
+            clip=config.optimizer.clip,
+            official_normalizer=loss.normalizer == "official",
+        )
+
+    def open_folder(self, progress: Progress) -> None:
+        folder = self.config.output
+        with atomic_write(folder / CONFIG_FILE) as path:
+            path.write_text(dump_config(self.config), encoding="utf-8")
+        self.recorder = Recorder(folder, after_epoch=progress.epoch)
+
+    def restore(self) -> Progress:
+        """Load weights, optimiser and scaler of the last finished epoch."""
+        last = self.config.output / "last"
+        progress, optimizer_state, scaler_state = load_training_state(last)
+        weights = read_tensors(last / MODEL_FILE)
+        self.accelerator.unwrap_model(self.model).load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer_state)
+        if self.accelerator.scaler is not None and scaler_state is not None:
+            self.accelerator.scaler.load_state_dict(scaler_state)
+        return progress
+
+    def evaluate(self, epoch: int) -> CocoMetrics | None:
+        """Score the validation split; every process predicts its share, all get the metrics."""
+        if epoch % self.config.evaluation.every and epoch != self.config.epochs:
+            return None
+        found = predict_batches(
+            self.accelerator.unwrap_model(self.model),
+            (images for images, _ in self.val_loader),
+            categories=self.spec.categories,
+            preprocessing=self.spec.preprocessing,
+            device=self.accelerator.device,
+        )
+        own = list(found)
+        everyone = gather_object(own) if self.accelerator.num_processes > 1 else own
+        with warnings.catch_warnings():
+            # An untrained detector may well find nothing; the table of the epoch says so.
+            warnings.simplefilter("ignore", UserWarning)
+            return evaluate_results(dict(everyone), self.val_set.path)
+
+    def finish_epoch(self, row: dict[str, Any], progress: Progress, *, is_best: bool) -> None:
+        if self.recorder is None:
+            self.accelerator.wait_for_everyone()
+            return
+        folder = self.config.output
+        with atomic_folder(folder / "last") as checkpoint:
+            save_detector(checkpoint, self.accelerator.unwrap_model(self.model), self.spec)
+            scaler = self.accelerator.scaler
+            save_training_state(
+                checkpoint,
+                progress,
+                self.optimizer.state_dict(),
+                None if scaler is None else scaler.state_dict(),
+            )
+        if is_best:
+            with atomic_folder(folder / "best") as checkpoint:
+                for name in (MODEL_FILE, SPEC_FILE):
+                    shutil.copy2(folder / "last" / name, checkpoint / name)
+        self.recorder.write(row)
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close()
+
+
+def _required_splits(config: RunConfig) -> tuple[SplitConfig, SplitConfig]:
+    for name, split in (("train", config.data.train), ("val", config.data.val)):
+        if split is None:
+            raise DetrKitError(
+                f"key 'data.{name}' is missing: give data.{name}.annotations=FILE.json and "
+                f"data.{name}.images=FOLDER"
+            )
+        if not split.images.is_dir():
+            raise DetrKitError(f"{split.images}: no such image folder (data.{name}.images)")
+    assert config.data.train is not None
+    assert config.data.val is not None
+    return config.data.train, config.data.val
+
+
+def _check_data(
+    train_set: CocoAnnotations,
+    val_set: CocoAnnotations,
+    train_split: SplitConfig,
+    val_split: SplitConfig,
+) -> None:
+    for loaded, split in ((train_set, train_split), (val_set, val_split)):
+        if len(loaded) == 0:
+            raise DetrKitError(f"{split.annotations}: holds no images")
+    if train_set.num_objects == 0:
+        raise DetrKitError(f"{train_split.annotations}: holds no objects to learn from")
+    train_set.categories.require_same(
+        val_set.categories, str(train_split.annotations), str(val_split.annotations)
+    )
