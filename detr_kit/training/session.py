@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 
-from detr_kit.checkpoints.detector import MODEL_FILE, SPEC_FILE, DetectorSpec, save_detector
+from detr_kit.checkpoints.detector import MODEL_FILE, DetectorSpec, save_detector
 from detr_kit.checkpoints.reading import read_tensors
 from detr_kit.config import RunConfig, SplitConfig, dump_config
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
@@ -46,6 +46,8 @@ class Session:
         _check_data(self.train_set, self.val_set, train_split, val_split)
 
         precision = {"fp32": "no"}.get(config.precision, config.precision)
+        # Accelerate keeps one precision a process; a notebook may train twice with different ones.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=precision)
         set_seed(config.seed)  # the same initial weights in every process
         architecture = resolve(config.model)
@@ -165,8 +167,15 @@ class Session:
             self.accelerator.wait_for_everyone()
             return
         folder = self.config.output
+        model = self.accelerator.unwrap_model(self.model)
+        # `last` comes last: if the process ends before it, the epoch is trained again and gives
+        # the same row and the same `best`.
+        self.recorder.write(row)
+        if is_best:
+            with atomic_folder(folder / "best") as checkpoint:
+                save_detector(checkpoint, model, self.spec)
         with atomic_folder(folder / "last") as checkpoint:
-            save_detector(checkpoint, self.accelerator.unwrap_model(self.model), self.spec)
+            save_detector(checkpoint, model, self.spec)
             scaler = self.accelerator.scaler
             save_training_state(
                 checkpoint,
@@ -174,11 +183,6 @@ class Session:
                 self.optimizer.state_dict(),
                 None if scaler is None else scaler.state_dict(),
             )
-        if is_best:
-            with atomic_folder(folder / "best") as checkpoint:
-                for name in (MODEL_FILE, SPEC_FILE):
-                    shutil.copy2(folder / "last" / name, checkpoint / name)
-        self.recorder.write(row)
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:

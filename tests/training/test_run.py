@@ -82,6 +82,17 @@ def test_accumulated_batches_equal_one_large_batch(
     assert split.metrics[0]["step"] == large.metrics[0]["step"] == 1
 
 
+def test_bf16_trains_close_to_fp32(tiny_config, sample: Path, tmp_path: Path) -> None:
+    losses = [
+        train(tiny_config(sample, tmp_path / precision, epochs=1, precision=precision)).metrics[0][
+            "train"
+        ]["loss"]
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 def test_folder_of_a_run(tiny_config, sample: Path, tmp_path: Path) -> None:
     run = train(tiny_config(sample, tmp_path / "run", epochs=1))
     assert {path.name for path in run.folder.iterdir()} >= {
