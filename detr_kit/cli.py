@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -28,12 +28,12 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - evaluated by typer
+    list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the config's."),
 ]
 Annotations = Annotated[Path, typer.Option(help="COCO-format json with the true objects.")]
 StopAfter = Annotated[
-    Optional[int],  # noqa: UP045 - evaluated by typer
+    int | None,
     typer.Option(help="End early after this epoch; `resume` goes on."),
 ]
 
@@ -76,16 +76,16 @@ def eval_command(
     annotations: Annotations,
     images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
     json_out: Annotated[
-        Optional[Path],  # noqa: UP045 - evaluated by typer
+        Path | None,
         typer.Option("--json", help="Write the figures to this file."),
     ] = None,
     results: Annotated[
-        Optional[Path],  # noqa: UP045 - evaluated by typer
+        Path | None,
         typer.Option(help="Write the detections as a COCO results json."),
     ] = None,
     batch_size: int = 8,
     num_workers: int = 0,
-    device: Optional[str] = None,  # noqa: UP045 - evaluated by typer
+    device: str | None = None,
 ) -> None:
     """Compute the COCO figures of a checkpoint on a data set."""
     from detr_kit.evaluation.run import evaluate
@@ -108,7 +108,7 @@ def score_command(
     results: Annotated[Path, typer.Argument(help="COCO results json of any detector.")],
     annotations: Annotations,
     json_out: Annotated[
-        Optional[Path],  # noqa: UP045 - evaluated by typer
+        Path | None,
         typer.Option("--json", help="Write the figures to this file."),
     ] = None,
 ) -> None:
@@ -123,16 +123,16 @@ def predict_command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or run folder.")],
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, folders.")],
     out: Annotated[
-        Optional[Path],  # noqa: UP045 - evaluated by typer
+        Path | None,
         typer.Option(help="Write drawn pictures into this folder."),
     ] = None,
     json_out: Annotated[
-        Optional[Path],  # noqa: UP045 - evaluated by typer
+        Path | None,
         typer.Option("--json", help="Write the detections to this COCO results json."),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score to keep.")] = 0.5,
     batch_size: int = 8,
-    device: Optional[str] = None,  # noqa: UP045 - evaluated by typer
+    device: str | None = None,
 ) -> None:
     """Find objects in pictures."""
     from detr_kit.inference.detector import Detector

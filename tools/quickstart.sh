@@ -48,5 +48,5 @@ cat <<TEXT
 Done. Look at
   $run/pictures        predictions, drawn
   $run/best            the detector, for detr_kit.Detector.from_checkpoint("$run/best")
-  $run/metrics.jsonl   losses and AP over time; curves: .venv/bin/tensorboard --logdir $run
+  $run/curves.png      losses and AP over time; the figures are in $run/metrics.jsonl
 TEXT
