@@ -32,9 +32,10 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the config's."),
 ]
 Annotations = Annotated[Path, typer.Option(help="COCO-format json with the true objects.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
 StopAfter = Annotated[
     int | None,
-    typer.Option(help="End early after this epoch; `resume` goes on."),
+    typer.Option(min=1, help="End early after this epoch; `resume` goes on."),
 ]
 
 
@@ -83,8 +84,8 @@ def eval_command(
         Path | None,
         typer.Option(help="Write the detections as a COCO results json."),
     ] = None,
-    batch_size: int = 8,
-    num_workers: int = 0,
+    batch_size: BatchSize = 8,
+    num_workers: Annotated[int, typer.Option(min=0)] = 0,
     device: str | None = None,
 ) -> None:
     """Compute the COCO figures of a checkpoint on a data set."""
@@ -131,7 +132,7 @@ def predict_command(
         typer.Option("--json", help="Write the detections to this COCO results json."),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score to keep.")] = 0.5,
-    batch_size: int = 8,
+    batch_size: BatchSize = 8,
     device: str | None = None,
 ) -> None:
     """Find objects in pictures."""
@@ -208,7 +209,7 @@ def main() -> None:
     debug = "--debug" in arguments  # accepted anywhere, not only before the command
     try:
         app(args=[argument for argument in arguments if argument != "--debug"])
-    except DetrKitError as error:
+    except (DetrKitError, OSError) as error:
         if debug:
             raise
         print(f"detr-kit: {error}", file=sys.stderr)

@@ -92,7 +92,7 @@ class ImageSizeConfig(Section):
 
 class OptimizerConfig(Section):
     lr: float = Field(1e-4, gt=0)
-    lr_backbone: float = Field(1e-5, ge=0)  # 0 freezes the backbone; unused by YOLOS
+    lr_backbone: float | None = Field(None, ge=0)  # None: `lr`; 0 freezes the backbone
     weight_decay: float = Field(1e-4, ge=0)
     # "detr": every parameter; "yolos": none on vectors, position embeddings and tokens
     decay: Literal["detr", "yolos"] = "detr"
@@ -134,7 +134,7 @@ class RunConfig(Section):
     batch_size: int = Field(2, ge=1)  # a process
     accumulate: int = Field(1, ge=1)  # batches a step
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     finetune_from: str | None = None  # a checkpoint whose kept classes match by name
     model: ModelConfig
     data: DataConfig = DataConfig()

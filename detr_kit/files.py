@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -49,8 +49,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def recover_folder(path: str | Path) -> None:
     """Undo an `atomic_folder` that was cut off after the old folder had stepped aside."""
     target = Path(path)
-    if not target.exists() and _aside(target).exists():
-        _aside(target).rename(target)
+    if not target.exists():
+        with suppress(FileNotFoundError):  # nothing to undo, or another process was faster
+            _aside(target).rename(target)
 
 
 def _aside(target: Path) -> Path:

@@ -98,11 +98,20 @@ class SetCriterion(nn.Module):
         )
 
     def official_normalizer(
-        self, own: StepCounts, step: StepCounts, num_queries: int, *, world_size: int
+        self,
+        own: StepCounts,
+        step: StepCounts,
+        num_queries: int,
+        *,
+        world_size: int,
+        batches: int = 1,
     ) -> Normalizer:
-        """Return the official code's: boxes averaged over processes, classes by the own batch."""
+        """Return the official code's: boxes averaged over processes, classes by the own batch.
+
+        The official code accumulates nothing; over `batches` of a step, class means are averaged.
+        """
         own_weights = self.normalizer(own, num_queries).class_weights
-        return Normalizer(max(step.objects / world_size, 1.0), own_weights)
+        return Normalizer(max(step.objects / world_size, 1.0), own_weights * batches)
 
     def forward(
         self, output: ModelOutput, targets: TargetBatch, normalizer: Normalizer | None = None

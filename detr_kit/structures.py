@@ -58,10 +58,12 @@ class CollatedImages:
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageBatch:
         """Scale to [0, 1], subtract `mean` and divide by `std` per channel; zero the padding."""
-        mean_rgb = self.pixels.new_tensor(mean, dtype=torch.float32)
-        std_rgb = self.pixels.new_tensor(std, dtype=torch.float32)
+        device = self.pixels.device
+        # Made on the host and sent without waiting: a tensor made on a device waits for it.
+        mean_rgb = torch.tensor(mean, dtype=torch.float32).to(device, non_blocking=True)
+        std_rgb = torch.tensor(std, dtype=torch.float32).to(device, non_blocking=True)
         padding_mask = padding_mask_of(
-            self.sizes_hw, (self.pixels.shape[1], self.pixels.shape[2]), self.pixels.device
+            self.sizes_hw, (self.pixels.shape[1], self.pixels.shape[2]), device
         )
         floats = (self.pixels.float() / 255.0 - mean_rgb) / std_rgb
         floats = floats.masked_fill(padding_mask.unsqueeze(-1), 0.0)
@@ -103,7 +105,7 @@ def padding_mask_of(
     sizes_hw: tuple[SizeHW, ...], batch_hw: SizeHW, device: torch.device | str
 ) -> Tensor:
     """Return the (B, H, W) bool mask that is True outside each image."""
-    sizes = torch.tensor(sizes_hw, device=device)
+    sizes = torch.tensor(sizes_hw).to(device, non_blocking=True)
     rows = torch.arange(batch_hw[0], device=device)
     columns = torch.arange(batch_hw[1], device=device)
     outside_rows = rows >= sizes[:, 0, None]

@@ -134,6 +134,9 @@ def test_official_normalizer_keeps_the_class_mean_of_the_own_batch() -> None:
     official = criterion.official_normalizer(own, step, QUERIES, world_size=2)
     assert official.boxes == 2.0
     assert official.class_weights == pytest.approx(3 + 0.1 * 2)
+    # Two batches a step: their class means are averaged, not added.
+    halves = criterion.official_normalizer(own, step, QUERIES, world_size=2, batches=2)
+    assert halves.class_weights == pytest.approx(2 * official.class_weights)
 
 
 def test_logged_errors() -> None:

@@ -1,4 +1,4 @@
-"""`detr-kit eval` as a script, for `torchrun tools/evaluate.py`."""
+"""`detr-kit eval` as a script."""
 
 import sys
 

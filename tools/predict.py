@@ -1,4 +1,4 @@
-"""`detr-kit predict` as a script, for `torchrun tools/predict.py`."""
+"""`detr-kit predict` as a script."""
 
 import sys
 

@@ -72,6 +72,22 @@ def save_detector(folder: str | Path, model: nn.Module, spec: DetectorSpec) -> N
             save_file(tensors, model_path, metadata={"format": "pt"})
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint's folder that `path` means: itself, or its `best/`.
+
+    Raises DetrKitError, saying what is accepted.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "best"):
+        if (candidate / SPEC_FILE).is_file():
+            return candidate
+    found = "is not one" if folder.exists() else "does not exist"
+    raise DetrKitError(
+        f"{path}: expected a folder with {SPEC_FILE} and model.safetensors, or a run's folder "
+        f"with such a best/ in it; this {found}"
+    )
+
+
 def read_spec(folder: str | Path) -> DetectorSpec:
     """Read `detector.json` alone; raises DetrKitError where it is missing or not of this format."""
     path = Path(folder) / SPEC_FILE

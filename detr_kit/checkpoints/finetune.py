@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from detr_kit.categories import CategoryTable
-from detr_kit.checkpoints.detector import MODEL_FILE, read_spec
+from detr_kit.checkpoints.detector import MODEL_FILE, find_checkpoint, read_spec
 from detr_kit.checkpoints.pretrained import LoadReport
 from detr_kit.checkpoints.reading import read_tensors
 from detr_kit.errors import DetrKitError
@@ -21,13 +21,13 @@ _QUERY_ROWS = frozenset(
 def load_for_finetuning(
     model: nn.Module, checkpoint: str | Path, categories: CategoryTable
 ) -> LoadReport:
-    """Copy the weights of a detector checkpoint into `model`.
+    """Copy the weights of a detector checkpoint, or of a run's best one, into `model`.
 
     Class columns are matched by category name; the columns of new categories keep their
     initialisation. With another number of queries the first ones are kept. Raises DetrKitError
     that lists every other tensor whose shape differs.
     """
-    folder = Path(checkpoint)
+    folder = find_checkpoint(checkpoint)
     source_categories = read_spec(folder).categories
     source = read_tensors(folder / MODEL_FILE)
     own = model.state_dict()

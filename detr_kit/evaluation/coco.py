@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_kit.evaluation.ground_truth import load_ground_truth
+from detr_kit.evaluation.ground_truth import GroundTruth, load_ground_truth
 from detr_kit.evaluation.metrics import FIGURES, CocoMetrics
 from detr_kit.evaluation.results import (
     Results,
@@ -23,8 +23,8 @@ from detr_kit.evaluation.results import (
 )
 
 
-def evaluate_results(results: Results, annotations: str | Path) -> CocoMetrics:
-    """Score results against a COCO annotation file.
+def evaluate_results(results: Results, annotations: str | Path | GroundTruth) -> CocoMetrics:
+    """Score results against a COCO annotation file, or what was read from one.
 
     `results` is a results file, its list of dicts, or a mapping of image id to Detections. Every
     image of the annotation file counts, with or without results. Warns where there are no
@@ -32,7 +32,7 @@ def evaluate_results(results: Results, annotations: str | Path) -> CocoMetrics:
     are not COCO, and for image or category ids that the annotation file does not know.
     """
     started = time.perf_counter()
-    truth = load_ground_truth(annotations)
+    truth = annotations if isinstance(annotations, GroundTruth) else load_ground_truth(annotations)
     name, rows = result_rows(results)
     detected = result_annotations(name, rows, truth)
     if not detected:

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,7 +27,7 @@ class _Category(msgspec.Struct, gc=False):
 class _Annotation(msgspec.Struct, gc=False):
     image_id: int
     category_id: int
-    bbox: tuple[float, float, float, float]
+    bbox: tuple[float, float, float, float] | None = None
     id: int | None = None
     area: float | None = None
     iscrowd: int | bool = 0
@@ -49,13 +49,16 @@ class GroundTruth:
     categories: CategoryTable
 
 
-def load_ground_truth(path: str | Path) -> GroundTruth:
+def load_ground_truth(
+    path: str | Path, *, on_bad_box: Literal["raise", "skip"] = "raise"
+) -> GroundTruth:
     """Read a COCO json for scoring.
 
     Annotations get ids from 1 in memory, as COCOeval takes id 0 for "no match"; a missing
     `iscrowd` is 0 and a missing `area` is width times height. Boxes are not clipped, as the
-    reference does not. Raises DetrKitError naming the file and the annotation: no COCO json, an id
-    without its image or category, a box that is not four finite numbers.
+    reference does not; crowds without a box are left out. Raises DetrKitError naming the file and
+    the annotation: no COCO json, an id without its image or category, a box that is not four
+    finite numbers, unless `on_bad_box="skip"` leaves it out.
     """
     path = Path(path)
     coco = _decode(path)
@@ -67,10 +70,18 @@ def load_ground_truth(path: str | Path) -> GroundTruth:
         categories = CategoryTable.from_coco([msgspec.structs.asdict(c) for c in coco.categories])
     except DetrKitError as error:
         raise DetrKitError(f"{path}: {error}") from error
+    boxed: list[tuple[_Annotation, tuple[float, ...]]] = []
     for annotation in coco.annotations:
-        fault = _fault(annotation, counts, categories)
+        fault = _unknown_id(annotation, counts, categories)
         if fault:
             raise DetrKitError(f"{path}: annotation {annotation.id}: {fault}")
+        if annotation.bbox is not None and all(map(math.isfinite, annotation.bbox)):
+            boxed.append((annotation, annotation.bbox))
+        elif on_bad_box == "raise" and not (annotation.iscrowd and annotation.bbox is None):
+            shown = "missing" if annotation.bbox is None else f"{list(annotation.bbox)}"
+            raise DetrKitError(
+                f"{path}: annotation {annotation.id}: bbox is {shown}, not four finite numbers"
+            )
     dataset: dict[str, list[dict[str, Any]]] = {
         "images": [{"id": id_} for id_ in counts],
         "categories": [
@@ -82,11 +93,11 @@ def load_ground_truth(path: str | Path) -> GroundTruth:
                 "id": number,
                 "image_id": a.image_id,
                 "category_id": a.category_id,
-                "bbox": list(a.bbox),
-                "area": a.bbox[2] * a.bbox[3] if a.area is None else a.area,
+                "bbox": list(bbox),
+                "area": bbox[2] * bbox[3] if a.area is None else a.area,
                 "iscrowd": int(a.iscrowd),
             }
-            for number, a in enumerate(coco.annotations, start=1)
+            for number, (a, bbox) in enumerate(boxed, start=1)
         ],
     }
     return GroundTruth(path, dataset, frozenset(counts), categories)
@@ -124,11 +135,9 @@ def _decode(path: Path) -> _CocoFile:
         raise DetrKitError(f"{path}: not a COCO annotation file: {error}") from error
 
 
-def _fault(annotation: _Annotation, images: Counter[int], categories: CategoryTable) -> str:
+def _unknown_id(annotation: _Annotation, images: Counter[int], categories: CategoryTable) -> str:
     if annotation.image_id not in images:
         return f"no image has the id {annotation.image_id}"
     if annotation.category_id not in categories.column_of:
         return f"no category has the id {annotation.category_id}"
-    if not all(map(math.isfinite, annotation.bbox)):
-        return f"bbox {list(annotation.bbox)} is not finite"
     return ""

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from detr_kit.categories import CategoryTable
-from detr_kit.checkpoints.detector import SPEC_FILE, load_detector
+from detr_kit.checkpoints.detector import find_checkpoint, load_detector
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
 from detr_kit.prediction import predict_batches
@@ -29,8 +29,11 @@ class Detector:
         preprocessing: Preprocessing,
         device: torch.device | str | None = None,
     ) -> None:
-        self.device = torch.device(device) if device is not None else best_device()
-        self.model = model.to(self.device).eval()
+        try:
+            self.device = torch.device(device) if device is not None else best_device()
+            self.model = model.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:  # torch names devices it lacks so
+            raise DetrKitError(f"device {str(device)!r} cannot be used: {error}") from error
         self.categories = categories
         self.preprocessing = preprocessing
 
@@ -82,22 +85,6 @@ class Detector:
                 [(image.shape[0], image.shape[1]) for image in originals],
                 range(start, start + len(originals)),
             )
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint's folder that `path` means: itself, or its `best/`.
-
-    Raises DetrKitError, saying what is accepted.
-    """
-    folder = Path(path)
-    for candidate in (folder, folder / "best"):
-        if (candidate / SPEC_FILE).is_file():
-            return candidate
-    found = "is not one" if folder.exists() else "does not exist"
-    raise DetrKitError(
-        f"{path}: expected a folder with {SPEC_FILE} and model.safetensors, or a run's folder "
-        f"with such a best/ in it; this {found}"
-    )
 
 
 def best_device() -> torch.device:

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from detr_kit.checkpoints.detector import load_detector
+from detr_kit.checkpoints.detector import find_checkpoint, load_detector
 from detr_kit.config import load_config
 from detr_kit.errors import DetrKitError
-from detr_kit.inference.detector import find_checkpoint
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.structures import ImageBatch
 

@@ -15,11 +15,11 @@ _UNDECAYED_TOKENS = ("pos_embed", "cls_token", "det_token")
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
     """Split the trainable parameters into groups of one rate and one weight decay each.
 
-    `model.backbone` holds the parameters of the backbone group. `decay: detr` gives it its own
-    rate (Carion et al. 2020, section 4); `decay: yolos` one rate for all and no decay on the
-    backbone's vectors, position embedding and tokens (official YOLOS code, `util/scheduler`).
+    `model.backbone` holds the parameters of the backbone group, which may have a rate of its own
+    (Carion et al. 2020, section 4). `decay: detr` decays every parameter; `decay: yolos` spares
+    the backbone's vectors, position embedding and tokens (official YOLOS code, `util/scheduler`).
     """
-    backbone_lr = config.lr_backbone if config.decay == "detr" else config.lr
+    backbone_lr = config.lr if config.lr_backbone is None else config.lr_backbone
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -37,9 +37,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 def freeze_backbone_if_asked(model: nn.Module, config: OptimizerConfig) -> None:
     """Hold no gradients for a backbone whose rate is 0."""
-    if config.decay == "detr" and config.lr_backbone == 0:
-        backbone = model.get_submodule("backbone")
-        backbone.requires_grad_(False)
+    if config.lr_backbone == 0:
+        model.get_submodule("backbone").requires_grad_(False)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

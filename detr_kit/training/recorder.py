@@ -23,7 +23,9 @@ def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
     path = Path(run_folder) / METRICS_FILE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A line without its end was being written when the process ended.
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Recorder:

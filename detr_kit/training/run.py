@@ -74,7 +74,7 @@ def resume(folder: str | Path, *, stop_after_epoch: int | None = None) -> Run:
 def _execute(config: RunConfig, *, resume: bool, stop_after_epoch: int | None) -> Run:
     session = Session(config, resumed=resume)
     progress = session.restore() if resume else Progress()
-    until = min(config.epochs, stop_after_epoch or config.epochs)
+    until = config.epochs if stop_after_epoch is None else min(config.epochs, stop_after_epoch)
     is_main = session.accelerator.is_main_process
     steps_per_epoch = session.steps_per_epoch
     with TrainingDisplay(
@@ -99,8 +99,9 @@ def _execute(config: RunConfig, *, resume: bool, stop_after_epoch: int | None) -
         run = Run(config.output, config)
         if progress.epoch < config.epochs:
             display.message(f"stopped early; go on with: detr-kit resume {run.folder}")
+        best = f"{run.best} (epoch {progress.best_epoch}, highest AP), "
         display.message(
-            f"checkpoints: {run.best} (epoch {progress.best_epoch}, highest AP), {run.last}; "
+            f"checkpoints: {best if progress.best_epoch else ''}{run.last}; "
             f"figures: {run.folder / METRICS_FILE}"
         )
     return run

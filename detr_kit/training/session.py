@@ -5,28 +5,30 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 
-from detr_kit.checkpoints.detector import MODEL_FILE, DetectorSpec, save_detector
+from detr_kit.checkpoints.detector import MODEL_FILE, DetectorSpec, read_spec, save_detector
 from detr_kit.checkpoints.reading import read_tensors
 from detr_kit.config import RunConfig, SplitConfig, dump_config
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.loading import Batch, eval_loader, train_loader
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import CocoMetrics, evaluate_results
+from detr_kit.evaluation.ground_truth import load_ground_truth
 from detr_kit.files import atomic_folder, atomic_write
 from detr_kit.losses import SetCriterion
 from detr_kit.matching import HungarianMatcher
-from detr_kit.models.zoo import build_model, resolve
+from detr_kit.models.zoo import build_model
 from detr_kit.prediction import predict_batches
 from detr_kit.preprocess import preprocessing_from
 from detr_kit.training.optimizer import build_optimizer, freeze_backbone_if_asked
 from detr_kit.training.recorder import Recorder
 from detr_kit.training.schedule import Schedule
-from detr_kit.training.startup import load_initial_weights, setup_rows
+from detr_kit.training.startup import initial_architecture, load_initial_weights, setup_rows
 from detr_kit.training.state import Progress, load_training_state, save_training_state
 from detr_kit.training.trainer import Trainer
 
@@ -44,13 +46,18 @@ class Session:
         )
         self.val_set = load_annotations(val_split.annotations, on_bad_box=config.data.on_bad_box)
         _check_data(self.train_set, self.val_set, train_split, val_split)
+        self.truth = load_ground_truth(val_split.annotations, on_bad_box=config.data.on_bad_box)
 
         precision = {"fp32": "no"}.get(config.precision, config.precision)
         # Accelerate keeps one precision a process; a notebook may train twice with different ones.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=precision)
         set_seed(config.seed)  # the same initial weights in every process
-        architecture = resolve(config.model)
+        architecture = (
+            read_spec(config.output / "last").architecture
+            if resumed
+            else initial_architecture(config)
+        )
         model = build_model(architecture, num_classes=len(self.train_set.categories))
         # A resumed run must not fetch what its own checkpoint is about to replace.
         reports = (
@@ -76,6 +83,9 @@ class Session:
         )
         optimizer = build_optimizer(model, config.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # Takes off Accelerate's autocast around the model's forward: the trainer has its own, and
+        # evaluation must give what the saved detector gives, in full precision.
+        self.bare_model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.recorder: Recorder | None = None
         self.trainer = self._build_trainer(architecture)
 
@@ -137,8 +147,18 @@ class Session:
         """Load weights, optimiser and scaler of the last finished epoch."""
         last = self.config.output / "last"
         progress, optimizer_state, scaler_state = load_training_state(last)
-        weights = read_tensors(last / MODEL_FILE)
-        self.accelerator.unwrap_model(self.model).load_state_dict(weights)
+        if read_spec(last) != self.spec:
+            raise DetrKitError(
+                f"{last}: its categories or preprocessing are not those of "
+                f"{self.config.output / CONFIG_FILE} and its data: it cannot be continued"
+            )
+        if progress.step != progress.epoch * self.steps_per_epoch:
+            raise DetrKitError(
+                f"{last}: {progress.step} steps in {progress.epoch} epochs, but now an epoch has "
+                f"{self.steps_per_epoch}: batch size, accumulation, number of processes and of "
+                f"training images must stay as they were"
+            )
+        self.bare_model.load_state_dict(read_tensors(last / MODEL_FILE))
         self.optimizer.load_state_dict(optimizer_state)
         if self.accelerator.scaler is not None and scaler_state is not None:
             self.accelerator.scaler.load_state_dict(scaler_state)
@@ -148,8 +168,13 @@ class Session:
         """Score the validation split; every process predicts its share, all get the metrics."""
         if epoch % self.config.evaluation.every and epoch != self.config.epochs:
             return None
+        if self.accelerator.num_processes > 1:
+            # Batch norms that train gather statistics of their own in every process; the first
+            # one's are saved, so all must predict with them.
+            for buffer in self.bare_model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         found = predict_batches(
-            self.accelerator.unwrap_model(self.model),
+            self.bare_model,
             (images for images, _ in self.val_loader),
             categories=self.spec.categories,
             preprocessing=self.spec.preprocessing,
@@ -160,22 +185,21 @@ class Session:
         with warnings.catch_warnings():
             # An untrained detector may well find nothing; the table of the epoch says so.
             warnings.simplefilter("ignore", UserWarning)
-            return evaluate_results(dict(everyone), self.val_set.path)
+            return evaluate_results(dict(everyone), self.truth)
 
     def finish_epoch(self, row: dict[str, Any], progress: Progress, *, is_best: bool) -> None:
         if self.recorder is None:
             self.accelerator.wait_for_everyone()
             return
         folder = self.config.output
-        model = self.accelerator.unwrap_model(self.model)
         # `last` comes last: if the process ends before it, the epoch is trained again and gives
         # the same row and the same `best`.
         self.recorder.write(row)
         if is_best:
             with atomic_folder(folder / "best") as checkpoint:
-                save_detector(checkpoint, model, self.spec)
+                save_detector(checkpoint, self.bare_model, self.spec)
         with atomic_folder(folder / "last") as checkpoint:
-            save_detector(checkpoint, model, self.spec)
+            save_detector(checkpoint, self.bare_model, self.spec)
             scaler = self.accelerator.scaler
             save_training_state(
                 checkpoint,

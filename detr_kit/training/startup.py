@@ -9,14 +9,34 @@ import torch
 from torch import nn
 
 from detr_kit.categories import CategoryTable
+from detr_kit.checkpoints.detector import find_checkpoint, read_spec
 from detr_kit.checkpoints.finetune import load_for_finetuning
 from detr_kit.checkpoints.pretrained import LoadReport, load_backbone_weights
 from detr_kit.config import RunConfig
 from detr_kit.data.annotations import CocoAnnotations
+from detr_kit.models.zoo import resolve
 
 # Below this many pictures a detector trained from scratch learns little: DETR and YOLOS both
 # need far more to find good features (YOLOS paper, table 3: 19.7 against 28.7 AP on full COCO).
 _FEW_IMAGES = 10_000
+
+
+def initial_architecture(config: RunConfig) -> dict[str, Any]:
+    """Return the resolved numbers of the model that a run trains.
+
+    A backbone that comes with a checkpoint keeps that checkpoint's kind of norms and its frozen
+    stages, where the config leaves them open.
+    """
+    model = config.model
+    if config.finetune_from is not None and model.backbone_norm in (None, "auto"):
+        source = read_spec(find_checkpoint(config.finetune_from)).architecture
+        inherited: dict[str, Any] = {
+            key: source[key]
+            for key in ("backbone_norm", "frozen_stages")
+            if key in source and (key == "backbone_norm" or getattr(model, key) is None)
+        }
+        model = model.model_copy(update=inherited)
+    return resolve(model)
 
 
 def load_initial_weights(

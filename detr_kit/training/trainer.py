@@ -108,7 +108,7 @@ class Trainer:
             try:
                 logged = self._step(batches)
             except NonFiniteCostError as error:
-                lr = self.optimizer.param_groups[0]["lr"]
+                lr = self.optimizer.param_groups[-1]["lr"]
                 raise NonFiniteCostError(
                     f"{error}; step {progress.step}, learning rate {lr:.3g}, "
                     f"precision {self.accelerator.mixed_precision}"
@@ -120,7 +120,8 @@ class Trainer:
             images += sum(len(batch) for batch, _ in batches) * self.accelerator.num_processes
             if steps % _SHOW_EVERY == 0:
                 rate = images / (time.monotonic() - started)
-                shown = {"loss": float(logged["loss"]), "images/s": rate}
+                terms = ("loss", "class", "l1", "giou")
+                shown = {name: float(logged[name]) for name in terms} | {"images/s": rate}
                 display.step(progress.step, f"epoch {progress.epoch + 1}", shown)
         progress.epoch += 1
         seconds = time.monotonic() - started
@@ -174,7 +175,11 @@ class Trainer:
         if self.official_normalizer:
             return [
                 self.criterion.official_normalizer(
-                    counts, step, self.num_queries, world_size=world_size
+                    counts,
+                    step,
+                    self.num_queries,
+                    world_size=world_size,
+                    batches=len(own),
                 )
                 for counts in own
             ]
@@ -189,8 +194,6 @@ class Trainer:
         sampler.set_epoch(epoch)
 
     def _mean_over_processes(self, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-        if not sums:
-            return {}
         stacked = torch.stack(list(sums.values())) / steps
         means = self.accelerator.reduce(stacked, reduction="mean").tolist()
         return dict(zip(sums, means, strict=True))
@@ -209,7 +212,8 @@ def _sum_over_processes(counts: StepCounts, device: torch.device) -> StepCounts:
 
 
 def _epoch_line(row: dict[str, Any]) -> str:
-    parts = [f"epoch {row['epoch']}", f"loss {row['train'].get('loss', 0.0):.3f}"]
+    parts = [f"epoch {row['epoch']}"]
+    parts += [f"{name} {row['train'][name]:.3f}" for name in ("loss", "class", "l1", "giou")]
     if "val" in row:
         parts += [
             f"{name} {row['val'][key]:.3f}"

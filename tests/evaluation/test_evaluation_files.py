@@ -85,7 +85,10 @@ def changed(part: str, **values: Any) -> dict[str, Any]:
         (changed("annotations", image_id=9), "annotation 4: no image has the id 9"),
         (changed("annotations", category_id=9), "annotation 4: no category has the id 9"),
         (changed("annotations", bbox=[1, 2, 3]), r"annotations\[0\]\.bbox"),
-        (changed("annotations", bbox=[1, 2, 3, float("inf")]), "annotation 4: bbox .* not finite"),
+        (
+            changed("annotations", bbox=[1, 2, 3, float("inf")]),
+            "annotation 4: bbox .* not four",
+        ),
         (changed("annotations", area="big"), r"annotations\[0\]\.area"),
         ({**GOOD, "images": [{"id": 1}, {"id": 1}]}, "image id 1 appears twice"),
         ({**GOOD, "categories": GOOD["categories"] * 2}, "appears twice"),

@@ -9,11 +9,10 @@ from PIL import Image
 from torch import nn
 
 from detr_kit.categories import CategoryTable
-from detr_kit.checkpoints.detector import DetectorSpec, save_detector
+from detr_kit.checkpoints.detector import DetectorSpec, find_checkpoint, save_detector
 from detr_kit.config import ModelConfig
 from detr_kit.errors import DetrKitError
 from detr_kit.inference import Detector
-from detr_kit.inference.detector import find_checkpoint
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.preprocess import Preprocessing, SizeRule
 from detr_kit.structures import ImageBatch, ModelOutput

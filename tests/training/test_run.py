@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +17,11 @@ from safetensors.torch import load_file
 import detr_kit
 from detr_kit.config import dump_config
 from detr_kit.data.sample import write_sample
+from detr_kit.evaluation.coco import evaluate_results
+from detr_kit.evaluation.ground_truth import GroundTruth
+from detr_kit.evaluation.metrics import CocoMetrics
 from detr_kit.training.run import Run, resume, train
+from detr_kit.training.session import Session
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -121,14 +127,72 @@ def test_folder_of_a_run(tiny_config, sample: Path, tmp_path: Path) -> None:
     assert len(found) == 6
 
 
-def test_best_holds_the_epoch_of_the_highest_ap(tiny_config, sample: Path, tmp_path: Path) -> None:
-    run = train(tiny_config(sample, tmp_path / "run", epochs=3))
-    best = max(run.metrics, key=lambda row: row["val"]["ap"])
-    detector = detr_kit.Detector.from_checkpoint(run.best)
-    metrics = detr_kit.evaluate(
-        detector, sample / "annotations/val.json", sample / "val", batch_size=4
+def test_best_holds_the_epoch_of_the_highest_ap(
+    tiny_config, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Session.evaluate
+    scores = {1: 0.1, 2: 0.3, 3: 0.2}
+    monkeypatch.setattr(
+        Session, "evaluate", lambda self, epoch: replace(evaluate(self, epoch), ap=scores[epoch])
     )
-    assert metrics.ap == pytest.approx(best["val"]["ap"], abs=1e-6)
+    run = train(tiny_config(sample, tmp_path / "run", epochs=3))
+    stopped = train(tiny_config(sample, tmp_path / "two", epochs=3), stop_after_epoch=2)
+    best = load_file(run.best / "model.safetensors")
+    for name, tensor in weights(stopped).items():
+        assert torch.equal(best[name], tensor), name
+    assert any(not torch.equal(best[name], tensor) for name, tensor in weights(run).items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluation_in_training_is_that_of_the_saved_detector(
+    tiny_config,
+    sample: Path,
+    tmp_path: Path,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scored: list[dict] = []
+
+    def keep(results: dict, truth: GroundTruth) -> CocoMetrics:
+        scored.append(results)
+        return evaluate_results(results, truth)
+
+    monkeypatch.setattr("detr_kit.training.session.evaluate_results", keep)
+    run = train(tiny_config(sample, tmp_path / "run", epochs=1, precision=precision))
+    detector = detr_kit.Detector.from_checkpoint(run.last)
+    coco = json.loads((sample / "annotations/val.json").read_text())
+    assert len(scored[0]) == len(coco["images"])
+    for image in coco["images"]:
+        [found] = detector.predict(sample / "val" / image["file_name"], threshold=0)
+        during = scored[0][image["id"]]
+        np.testing.assert_allclose(during.scores, found.scores, atol=1e-5)
+        np.testing.assert_allclose(during.boxes_xyxy, found.boxes_xyxy, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 5}, "batch size"),
+        ({"image_size": {"rule": "square", "short_side": 96}}, "preprocessing"),
+    ],
+)
+def test_a_changed_run_is_not_continued(
+    tiny_config, sample: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    run = train(tiny_config(sample, tmp_path / "run"), stop_after_epoch=1)
+    changed = tiny_config(sample, tmp_path / "run", **changes)
+    (run.folder / "config.yaml").write_text(dump_config(changed))
+    with pytest.raises(detr_kit.DetrKitError, match=message):
+        resume(run.folder)
+
+
+def test_a_cut_off_line_of_metrics_does_not_stop_a_resume(
+    tiny_config, sample: Path, tmp_path: Path
+) -> None:
+    run = train(tiny_config(sample, tmp_path / "run", epochs=2), stop_after_epoch=1)
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "st')
+    assert [row["epoch"] for row in resume(run.folder).metrics] == [1, 2]
 
 
 def test_finished_run_is_left_alone(
@@ -205,7 +269,14 @@ def test_two_processes_with_an_empty_batch(tiny_config, sample: Path, tmp_path: 
     coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
     path.write_text(json.dumps(coco))
     config = tmp_path / "run.yaml"
-    config.write_text(dump_config(tiny_config(data, tmp_path / "two", epochs=1, batch_size=1)))
+    split = {"annotations": str(path), "images": str(data / "train")}
+    changes = {
+        "epochs": 40,
+        "batch_size": 1,
+        "evaluation": {"every": 40},
+        "data": {"train": split, "val": split, "augmentation": "none", "num_workers": 0},
+    }
+    config.write_text(dump_config(tiny_config(data, tmp_path / "two", **changes)))
     script = Path(__file__).parents[2] / "tools" / "train.py"
     subprocess.run(
         [
@@ -224,6 +295,8 @@ def test_two_processes_with_an_empty_batch(tiny_config, sample: Path, tmp_path: 
     )
     run = Run(tmp_path / "two", tiny_config(data, tmp_path / "two"))
     detector = detr_kit.Detector.from_checkpoint(run.best)
-    metrics = detr_kit.evaluate(detector, data / "annotations/val.json", data / "val")
-    assert run.metrics[0]["val"]["num_images"] == 5
-    assert run.metrics[0]["val"]["ap"] == pytest.approx(metrics.ap, abs=1e-6)
+    metrics = detr_kit.evaluate(detector, path, data / "train")
+    assert metrics.ar_100 > 0
+    trained = run.metrics[-1]["val"]
+    for name in ("ap", "ap50", "ar_1", "ar_100", "num_images", "num_detections"):
+        assert trained[name] == pytest.approx(getattr(metrics, name), abs=1e-6), name
