@@ -18,6 +18,7 @@ from pathlib import Path
 
 from detr_kit import DetrKitError, train
 from detr_kit.config import load_config
+from detr_kit.data.annotations import load_annotations
 from detr_kit.files import atomic_write
 
 PICTURES = 8
@@ -47,6 +48,7 @@ def main() -> int:
     config = load_config(config_path, overrides)
     if config.data.train is None:
         raise DetrKitError("key 'data.train' is missing")
+    load_annotations(config.data.train.annotations)  # says what is wrong with the file
     few = config.output / "few.json"
     with atomic_write(few) as path:
         path.write_text(json.dumps(subset(config.data.train.annotations)), encoding="utf-8")

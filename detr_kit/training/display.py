@@ -61,7 +61,7 @@ class TrainingDisplay:
         elapsed = time.monotonic() - self._started
         per_step = elapsed / max(step - self._done_at_start, 1)
         left = per_step * (self._total_steps - step)
-        self.console.print(f"{text}  left {format_seconds(left)}", highlight=False)
+        self.console.print(f"{text}  left {format_seconds(left)}", highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

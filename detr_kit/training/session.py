@@ -51,7 +51,10 @@ class Session:
         precision = {"fp32": "no"}.get(config.precision, config.precision)
         # Accelerate keeps one precision a process; a notebook may train twice with different ones.
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=precision)
+        # Without `cpu`, Accelerate takes processes that have no accelerator for unrelated ones.
+        self.accelerator = Accelerator(
+            mixed_precision=precision, cpu=not torch.accelerator.is_available()
+        )
         set_seed(config.seed)  # the same initial weights in every process
         architecture = (
             read_spec(config.output / "last").architecture

@@ -276,7 +276,7 @@ def test_two_processes_with_an_empty_batch(tiny_config, sample: Path, tmp_path: 
         "evaluation": {"every": 40},
         "data": {"train": split, "val": split, "augmentation": "none", "num_workers": 0},
     }
-    config.write_text(dump_config(tiny_config(data, tmp_path / "two", **changes)))
+    config.write_text(dump_config(tiny_config(data, tmp_path / "two", family="yolos", **changes)))
     script = Path(__file__).parents[2] / "tools" / "train.py"
     subprocess.run(
         [
@@ -297,6 +297,7 @@ def test_two_processes_with_an_empty_batch(tiny_config, sample: Path, tmp_path: 
     detector = detr_kit.Detector.from_checkpoint(run.best)
     metrics = detr_kit.evaluate(detector, path, data / "train")
     assert metrics.ar_100 > 0
+    assert run.metrics[-1]["step"] == 40 * 3  # 5 images, 2 a step
     trained = run.metrics[-1]["val"]
     for name in ("ap", "ap50", "ar_1", "ar_100", "num_images", "num_detections"):
         assert trained[name] == pytest.approx(getattr(metrics, name), abs=1e-6), name
