@@ -16,6 +16,7 @@ from detr_kit.checkpoints.detector import DetectorSpec, save_detector
 from detr_kit.cli import main
 from detr_kit.config import IMAGENET_MEAN, IMAGENET_STD, parse_config
 from detr_kit.data.sample import write_sample
+from detr_kit.inference.info import count_gflops
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.preprocess import Preprocessing, SizeRule
 
@@ -121,7 +122,21 @@ def test_info_of_config_and_checkpoint(workplace: Path, run) -> None:  # type: i
         code, out, _ = run("info", source, "--size", "32", "32")
         assert code == 0
         assert "parameters" in out
-        assert "GFLOPs" in out
+    # By hand for the YOLOS of run.yaml: 16 values at 32 x 32, 4 patches, 4 + 1 other tokens.
+    tokens, dim = 4 + 5, 16
+    patches = 4 * 3 * 16 * 16 * dim
+    block = tokens * (4 * dim * dim + 2 * dim * dim) + 2 * tokens * tokens * dim
+    heads = 4 * (4 * dim * dim + dim * 5 + dim * 4)
+    model = build_model(resolve(parse_config({"epochs": 1, "model": _model()}, "t").model), 4)
+    assert count_gflops(model, (32, 32)) * 1e9 == patches + block + heads
+
+
+def test_info_of_a_detr(run) -> None:  # type: ignore[no-untyped-def]
+    recipe = Path(__file__).parents[1] / "configs" / "detr_r50.yaml"
+    code, out, _ = run("info", str(recipe), "--size", "64", "64")
+    assert code == 0
+    assert "41.525M" in out
+    assert "GFLOPs" in out
 
 
 def test_sample_refuses_a_folder_in_use(workplace: Path, run) -> None:  # type: ignore[no-untyped-def]

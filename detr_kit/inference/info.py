@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,14 @@ def describe(source: str | Path, *, size_hw: tuple[int, int]) -> dict[str, str]:
 
 def count_gflops(model: nn.Module, size_hw: tuple[int, int]) -> float:
     """Return the billions of multiply-adds of one image of `size_hw`."""
-    parameter = next(model.parameters())
+    # A copy without gradients: torch's counter hooks parameters that have some, and trips over a
+    # view of one.
+    counted = copy.deepcopy(model).eval().requires_grad_(False)
+    parameter = next(counted.parameters())
     image = torch.zeros(3, *size_hw, device=parameter.device, dtype=parameter.dtype)
     counter = FlopCounterMode(display=False)
-    model.eval()
     with torch.no_grad(), counter:
-        model(ImageBatch.from_images([image]))
+        counted(ImageBatch.from_images([image]))
     return counter.get_total_flops() / 2 / 1e9
 
 
