@@ -51,7 +51,7 @@ def picture_of_kind(kind: str) -> Image.Image:
 
 KINDS = {
     "RGB": "png", "L": "png", "1": "png", "LA": "png", "RGBA": "png", "P": "png",
-    "P+alpha": "png", "I;16": "png", "CMYK": "tiff", "YCbCr": "tiff", "LAB": "tiff",
+    "P+alpha": "png", "I;16": "png", "CMYK": "tiff", "YCbCr": "jpg", "LAB": "tiff",
 }  # fmt: skip
 
 
