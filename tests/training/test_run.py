@@ -23,6 +23,18 @@ from detr_kit.evaluation.metrics import CocoMetrics
 from detr_kit.training.run import Run, resume, train
 from detr_kit.training.session import Session
 
+PLAIN_DETR = {
+    "name": "detr_small",
+    "backbone": "plain",
+    "positions_at_input": True,
+    "hidden_dim": 64,
+    "feedforward_dim": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "num_queries": 5,
+    "dropout": 0.0,
+}
+
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.last / "model.safetensors")
@@ -259,10 +271,14 @@ def test_unusable_data_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_two_processes_with_an_empty_batch(tiny_config, sample: Path, tmp_path: Path) -> None:
-    """Under torchrun: one rank's last batch holds only an image without objects (B4)."""
+# Five images: three steps of 1 + 1 images, or two of 2 + 2 whose batch norms train.
+@pytest.mark.parametrize(("family", "batch_size", "steps"), [("yolos", 1, 3), ("detr", 2, 2)])
+def test_two_processes_with_an_empty_batch(
+    tiny_config, tmp_path: Path, family: str, batch_size: int, steps: int
+) -> None:
+    """Under torchrun: some batches hold only images without objects (B4)."""
     data = tmp_path / "data"
-    write_sample(data, "easy", seed=5, train=5, val=5)
+    write_sample(data, "easy", seed=5, train=5, val=40)
     path = data / "annotations/train.json"
     coco = json.loads(path.read_text())
     kept = {image["id"] for image in coco["images"][:3]}
@@ -270,13 +286,18 @@ def test_two_processes_with_an_empty_batch(tiny_config, sample: Path, tmp_path: 
     path.write_text(json.dumps(coco))
     config = tmp_path / "run.yaml"
     split = {"annotations": str(path), "images": str(data / "train")}
+    val = {"annotations": str(data / "annotations/val.json"), "images": str(data / "val")}
     changes = {
-        "epochs": 40,
-        "batch_size": 1,
-        "evaluation": {"every": 40},
-        "data": {"train": split, "val": split, "augmentation": "none", "num_workers": 0},
+        "epochs": 60,
+        "batch_size": batch_size,
+        "evaluation": {"every": 60},
+        "optimizer": {"lr": 2e-3, "lr_backbone": 2e-3, "clip": 1.0},
+        "data": {"train": split, "val": val, "augmentation": "none", "num_workers": 0},
     }
-    config.write_text(dump_config(tiny_config(data, tmp_path / "two", family="yolos", **changes)))
+    if family == "detr":
+        changes["model"] = PLAIN_DETR
+    tiny = tiny_config(data, tmp_path / "two", **{"family": family, **changes})
+    config.write_text(dump_config(tiny))
     script = Path(__file__).parents[2] / "tools" / "train.py"
     subprocess.run(
         [
@@ -293,11 +314,11 @@ def test_two_processes_with_an_empty_batch(tiny_config, sample: Path, tmp_path: 
         timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])},
     )
-    run = Run(tmp_path / "two", tiny_config(data, tmp_path / "two"))
+    run = Run(tmp_path / "two", tiny)
     detector = detr_kit.Detector.from_checkpoint(run.best)
-    metrics = detr_kit.evaluate(detector, path, data / "train")
+    metrics = detr_kit.evaluate(detector, val["annotations"], val["images"])
     assert metrics.ar_100 > 0
-    assert run.metrics[-1]["step"] == 40 * 3  # 5 images, 2 a step
+    assert run.metrics[-1]["step"] == 60 * steps
     trained = run.metrics[-1]["val"]
     for name in ("ap", "ap50", "ar_1", "ar_100", "num_images", "num_detections"):
         assert trained[name] == pytest.approx(getattr(metrics, name), abs=1e-6), name
