@@ -52,11 +52,6 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return iou - (hull - union) / hull
 
 
-def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Return the (..., n, m) IoU of every box of (..., n, 4) with every box of (..., m, 4)."""
-    return iou_and_union(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))[0]
-
-
 def pairwise_generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Return the (..., n, m) GIoU of every box of (..., n, 4) with every box of (..., m, 4)."""
     return generalized_iou(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))

@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detr_kit.boxes import cxcywh_to_xyxy, generalized_iou
+from detr_kit.boxes import cxcywh_to_xyxy, pairwise_generalized_iou
 from detr_kit.errors import DetrKitError
 from detr_kit.structures import ModelOutput, TargetBatch
 
@@ -82,13 +82,12 @@ def matching_cost(
     layers, _, queries, _ = logits.shape
     slots = _padded_slots(targets.counts).to(logits.device, non_blocking=True)  # (B, T)
     labels = targets.labels[slots]  # (B, T)
-    target_boxes = targets.boxes_cxcywh.to(boxes.dtype)[slots].unsqueeze(1)  # (B, 1, T, 4)
+    target_boxes = targets.boxes_cxcywh.to(boxes.dtype)[slots]  # (B, T, 4)
 
     columns = labels[None, :, None].expand(layers, -1, queries, -1)
     probability = logits.softmax(-1).gather(-1, columns)
-    query_boxes = boxes.unsqueeze(-2)  # (L, B, Q, 1, 4)
-    l1 = (query_boxes - target_boxes).abs().sum(-1)
-    giou = generalized_iou(cxcywh_to_xyxy(query_boxes), cxcywh_to_xyxy(target_boxes))
+    l1 = (boxes.unsqueeze(-2) - target_boxes.unsqueeze(-3)).abs().sum(-1)
+    giou = pairwise_generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
     return l1_cost * l1 - class_cost * probability - giou_cost * giou
 
 

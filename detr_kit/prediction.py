@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,6 @@ def predict_batches(
     preprocessing: Preprocessing,
     device: torch.device | str,
     threshold: float = 0.0,
-    autocast: torch.dtype | None = None,
     name_of: Callable[[int], str] = str,
 ) -> Iterator[tuple[int, Detections]]:
     """Yield (image id, detections) for every image, in order.
@@ -35,7 +34,7 @@ def predict_batches(
     """
     with _evaluation_mode(model):
         for batch in batches:
-            output = _forward(model, batch.to(device), preprocessing, autocast)
+            output = _forward(model, batch.to(device), preprocessing)
             found = to_detections(
                 output,
                 batch.original_sizes_hw,
@@ -52,19 +51,12 @@ def _forward(
     model: nn.Module,
     batch: CollatedImages,
     preprocessing: Preprocessing,
-    autocast: torch.dtype | None,
 ) -> ModelOutput:
     images = batch.normalized(preprocessing.mean, preprocessing.std)
     # A model that its owner cast, say to float64, is given what it computes in.
     parameter = next(model.parameters(), images.pixels)
     images = replace(images, pixels=images.pixels.to(parameter.dtype))
-    precision = (
-        nullcontext()
-        if autocast is None
-        else torch.autocast(batch.pixels.device.type, dtype=autocast)
-    )
-    with precision:
-        return model(images)
+    return model(images)
 
 
 @contextmanager

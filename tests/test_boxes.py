@@ -9,8 +9,8 @@ from torchvision.ops import box_iou, generalized_box_iou
 from detr_kit.boxes import (
     cxcywh_to_xyxy,
     generalized_iou,
+    iou_and_union,
     pairwise_generalized_iou,
-    pairwise_iou,
     xyxy_to_cxcywh,
 )
 
@@ -52,7 +52,8 @@ def test_cxcywh_is_center_then_width_then_height() -> None:
 def test_pairwise_overlaps_equal_torchvision(a: torch.Tensor, b: torch.Tensor) -> None:
     a_xyxy, b_xyxy = cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)
     exact = {"atol": 1e-12, "rtol": 0}
-    torch.testing.assert_close(pairwise_iou(a_xyxy, b_xyxy), box_iou(a_xyxy, b_xyxy), **exact)
+    iou, _ = iou_and_union(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
+    torch.testing.assert_close(iou, box_iou(a_xyxy, b_xyxy), **exact)
     torch.testing.assert_close(
         pairwise_generalized_iou(a_xyxy, b_xyxy), generalized_box_iou(a_xyxy, b_xyxy), **exact
     )

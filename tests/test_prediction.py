@@ -102,12 +102,9 @@ def test_mode_is_restored_after_an_error_that_names_the_image() -> None:
     assert model.training
 
 
-def test_autocast_and_a_model_of_another_precision() -> None:
+def test_a_model_of_another_precision() -> None:
     model = Brightness()
-    (half,) = predict(model, [[200]], autocast=torch.bfloat16)
     (full,) = predict(model, [[200]])
-    assert half[1].scores[0] != full[1].scores[0]
-    assert half[1].scores[0] == pytest.approx(full[1].scores[0], rel=1e-2)
     (double,) = predict(model.double(), [[200]])
     assert model.seen[-1].pixels.dtype == torch.float64
     np.testing.assert_allclose(double[1].scores, full[1].scores, rtol=1e-6)

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
+from torch import nn
 from torch.utils.data import DataLoader
 
 from detr_kit.checkpoints.detector import MODEL_FILE, DetectorSpec, read_spec, save_detector
@@ -172,10 +173,7 @@ class Session:
         if epoch % self.config.evaluation.every and epoch != self.config.epochs:
             return None
         if self.accelerator.num_processes > 1:
-            # Batch norms that train gather statistics of their own in every process; the first
-            # one's are saved, so all must predict with them.
-            for buffer in self.bare_model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+            share_buffers(self.bare_model)
         found = predict_batches(
             self.bare_model,
             (images for images, _ in self.val_loader),
@@ -215,6 +213,16 @@ class Session:
     def close(self) -> None:
         if self.recorder is not None:
             self.recorder.close()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of the first.
+
+    Batch norms that train gather statistics of their own in every process. The first one's are
+    saved, so all must predict with them.
+    """
+    for buffer in model.buffers():
+        torch.distributed.broadcast(buffer, src=0)
 
 
 def _required_splits(config: RunConfig) -> tuple[SplitConfig, SplitConfig]:

@@ -36,6 +36,20 @@ PLAIN_DETR = {
 }
 
 
+REPOSITORY = Path(__file__).parents[2]
+
+
+def torchrun(script: Path, *arguments: str) -> None:
+    """Run a script in two processes; raises where one of them fails."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*launcher, "--standalone", str(script), *arguments],
+        check=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+    )
+
+
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.last / "model.safetensors")
 
@@ -298,22 +312,7 @@ def test_two_processes_with_an_empty_batch(
         changes["model"] = PLAIN_DETR
     tiny = tiny_config(data, tmp_path / "two", **{"family": family, **changes})
     config.write_text(dump_config(tiny))
-    script = Path(__file__).parents[2] / "tools" / "train.py"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "--standalone",
-            str(script),
-            str(config),
-        ],
-        check=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])},
-    )
+    torchrun(REPOSITORY / "tools" / "train.py", str(config))
     run = Run(tmp_path / "two", tiny)
     detector = detr_kit.Detector.from_checkpoint(run.best)
     metrics = detr_kit.evaluate(detector, val["annotations"], val["images"])
@@ -322,3 +321,24 @@ def test_two_processes_with_an_empty_batch(
     trained = run.metrics[-1]["val"]
     for name in ("ap", "ap50", "ar_1", "ar_100", "num_images", "num_detections"):
         assert trained[name] == pytest.approx(getattr(metrics, name), abs=1e-6), name
+
+
+SHARE_BUFFERS = """
+import torch
+from detr_kit.training.session import share_buffers
+
+torch.distributed.init_process_group("gloo")
+norm = torch.nn.BatchNorm2d(3)
+norm.running_mean.fill_(torch.distributed.get_rank() + 1)
+norm.num_batches_tracked.fill_(torch.distributed.get_rank() + 5)
+share_buffers(norm)
+assert norm.running_mean.tolist() == [1, 1, 1]
+assert norm.num_batches_tracked == 5
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_processes_evaluate_with_the_statistics_that_are_saved(tmp_path: Path) -> None:
+    script = tmp_path / "share.py"
+    script.write_text(SHARE_BUFFERS)
+    torchrun(script)
