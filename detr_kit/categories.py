@@ -11,6 +11,19 @@ import numpy as np
 
 from detr_kit.errors import DetrKitError
 
+# The 80 object categories of COCO (Lin et al. 2014), by their ids of 1 to 90; "-" was never used.
+_COCO_NAMES = """
+    -; person; bicycle; car; motorcycle; airplane; bus; train; truck; boat; traffic light;
+    fire hydrant; -; stop sign; parking meter; bench; bird; cat; dog; horse; sheep; cow; elephant;
+    bear; zebra; giraffe; -; backpack; umbrella; -; -; handbag; tie; suitcase; frisbee; skis;
+    snowboard; sports ball; kite; baseball bat; baseball glove; skateboard; surfboard;
+    tennis racket; bottle; -; wine glass; cup; fork; knife; spoon; bowl; banana; apple; sandwich;
+    orange; broccoli; carrot; hot dog; pizza; donut; cake; chair; couch; potted plant; bed; -;
+    dining table; -; -; toilet; -; tv; laptop; mouse; remote; keyboard; cell phone; microwave;
+    oven; toaster; sink; refrigerator; -; book; clock; vase; scissors; teddy bear; hair drier;
+    toothbrush
+"""
+
 
 @dataclass(frozen=True)
 class CategoryTable:
@@ -43,6 +56,19 @@ class CategoryTable:
         return cls(
             tuple(int(category["id"]) for category in by_id),
             tuple(str(category["name"]) for category in by_id),
+        )
+
+    @classmethod
+    def from_columns(cls, names: Iterable[str], unused: str) -> CategoryTable:
+        """Build the table of a head whose columns are the ids: names in order of the columns.
+
+        A column called `unused` stands for no category.
+        """
+        listed = list(names)
+        return cls(
+            tuple(range(len(listed))),
+            tuple(f"unused_{i}" if name == unused else name for i, name in enumerate(listed)),
+            tuple(name != unused for name in listed),
         )
 
     def __len__(self) -> int:
@@ -88,3 +114,9 @@ class CategoryTable:
                     f"{other_name}: categories differ from {own_name}: id {id_} is "
                     f"{theirs.get(id_)!r} there and {mine.get(id_)!r} here"
                 )
+
+
+def coco_table() -> CategoryTable:
+    """Return the table of a head with a column for each COCO category id from 0 to 90."""
+    names = [name.strip() for name in _COCO_NAMES.split(";")]
+    return CategoryTable.from_columns(names, unused="-")

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -33,6 +33,13 @@ Overrides = Annotated[
 ]
 Annotations = Annotated[Path, typer.Option(help="COCO-format json with the true objects.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Run or checkpoint folder, official .pth, Hugging Face folder or hub name.",
+    ),
+]
 StopAfter = Annotated[
     int | None,
     typer.Option(min=1, help="End early after this epoch; `resume` goes on."),
@@ -73,7 +80,7 @@ def resume_command(
 
 @app.command("eval")
 def eval_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or run folder.")],
+    checkpoint: Checkpoint,
     annotations: Annotations,
     images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
     json_out: Annotated[
@@ -121,7 +128,7 @@ def score_command(
 
 @app.command("predict")
 def predict_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or run folder.")],
+    checkpoint: Checkpoint,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, folders.")],
     out: Annotated[
         Path | None,
@@ -172,7 +179,7 @@ def sample_command(
 
 @app.command("info")
 def info_command(
-    source: Annotated[Path, typer.Argument(metavar="CONFIG|CHECKPOINT")],
+    source: Annotated[str, typer.Argument(metavar="CONFIG|CHECKPOINT")],
     size: Annotated[tuple[int, int], typer.Option(help="Height and width for GFLOPs.")] = (
         800,
         1066,
@@ -184,6 +191,51 @@ def info_command(
     console = Console()
     for name, value in describe(source, size_hw=size).items():
         console.print(f"[bold]{name:12}[/bold] {value}", highlight=False)
+
+
+@app.command("convert")
+def convert_command(
+    source: Checkpoint,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, or .pth file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Numbers of the model that its file does not tell, such as dilation=true.",
+        ),
+    ] = None,
+    to: Annotated[
+        Literal["detr_kit", "official", "huggingface"],
+        typer.Option(help="What to write: a folder, a .pth, or a folder for transformers."),
+    ] = "detr_kit",
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="COCO-format json that names an official head's columns by id."),
+    ] = None,
+) -> None:
+    """Write a DETR or YOLOS of any kind in another form."""
+    from detr_kit.checkpoints.convert import convert
+    from detr_kit.config import parse_overrides
+    from detr_kit.data.annotations import load_annotations
+
+    table = load_annotations(annotations, on_bad_box="skip").categories if annotations else None
+    opened = convert(
+        source,
+        out,
+        form=to,
+        architecture=parse_overrides(settings or []),
+        categories=dict(zip(table.ids, table.names, strict=True)) if table else None,
+    )
+    console = Console(soft_wrap=True)
+    lines = [
+        f"{source}: {opened.key_map.name if opened.key_map else 'detr_kit'}",
+        f"{len(opened.tensors)} tensors, {len(opened.spec.categories)} class columns, "
+        f"{sum(opened.spec.categories.used)} used",
+    ]
+    if opened.dropped:
+        lines.append(f"{len(opened.dropped)} keys dropped: {', '.join(opened.dropped[:5])} ...")
+    for line in (*lines, *opened.notes, f"written to {out}"):
+        console.print(line, highlight=False, markup=False)
 
 
 def _draw_run(run: Run) -> None:

@@ -9,7 +9,7 @@ import difflib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, cast, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,6 +32,8 @@ class ModelConfig(Section):
     """A variant of the zoo by name, and what to change in it; None keeps the variant's number."""
 
     name: str
+    # a detector to start from, of any kind that Detector.from_checkpoint takes
+    init_from: str | None = None
     # both families
     num_queries: int | None = Field(None, ge=1)
     hidden_dim: int | None = Field(None, ge=8)
@@ -57,6 +59,7 @@ class ModelConfig(Section):
     # YOLOS
     depth: int | None = Field(None, ge=1)
     drop_path: float | None = Field(None, ge=0, lt=1)
+    norm_eps: float | None = Field(None, gt=0)
     patch_size: int | None = Field(None, ge=1)
     position_size_hw: tuple[int, int] | None = None
     mid_position_size_hw: tuple[int, int] | None = None
@@ -80,7 +83,7 @@ class DataConfig(Section):
 class ImageSizeConfig(Section):
     """How pictures are resized; see `detr_kit.preprocess.SizeRule`."""
 
-    rule: Literal["detr", "yolos_16", "huggingface", "square"] = "detr"
+    rule: Literal["detr", "yolos_16", "huggingface", "huggingface_16", "fit", "square"] = "detr"
     short_side: int = Field(800, ge=16)
     long_side: int = Field(1333, ge=16)
     # training picks one of these for each picture; empty means `short_side` alone
@@ -135,7 +138,6 @@ class RunConfig(Section):
     accumulate: int = Field(1, ge=1)  # batches a step
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = Field(0, ge=0, lt=2**32)
-    finetune_from: str | None = None  # a checkpoint whose kept classes match by name
     model: ModelConfig
     data: DataConfig = DataConfig()
     image_size: ImageSizeConfig = ImageSizeConfig()
@@ -156,15 +158,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises DetrKitError for a missing file, broken YAML, an unknown key or a value out of range.
     """
     merged = _read_yaml(Path(path), seen=())
-    for override in overrides:
-        if "=" not in override:
-            raise DetrKitError(f"override {override!r}: expected key=value")
     try:
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(merged, parse_overrides(overrides))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:
         raise DetrKitError(f"{path}: {_first_line(error)}") from error
     return parse_config(values, source=str(path))
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `key.subkey=value` texts as nested dictionaries, values read as YAML.
+
+    Raises DetrKitError for a text without "=" and for broken YAML.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise DetrKitError(f"override {override!r}: expected key=value")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise DetrKitError(f"{' '.join(overrides)}: {_first_line(error)}") from error
+    return cast(dict[str, Any], values)
 
 
 def parse_config(values: Any, source: str) -> RunConfig:

@@ -187,7 +187,7 @@ def resize(image: np.ndarray, size_hw: SizeHW) -> np.ndarray:
 
     This is Pillow's bilinear filter, the one the official recipes train and evaluate with. Where
     no side shrinks, antialiasing is idle, and OpenCV computes the same at a tenth of the time, at
-    most 1 of 255 levels off. OpenCV's own ways of shrinking are up to 7 levels off.
+    most 1 of 255 levels off. OpenCV's own ways of shrinking are tens of levels off at edges.
     """
     height, width = size_hw
     if image.shape[:2] == (height, width):
@@ -207,9 +207,11 @@ class SizeRule:
     - `yolos_16`: the same, then both sides are floored to multiples of 16.
     - `huggingface`: as DETR's image processor in transformers: the other side is computed from
       the capped short side before its rounding, so that the long side meets the cap.
+    - `huggingface_16`: as YOLOS's image processor there: the same, floored to multiples of 16.
+    - `fit`: scaled, up too, until a side meets `short_side` and the other is at most that.
     - `square`: both sides become `short_side`; the aspect ratio is not kept.
 
-    `long_side` None is no cap.
+    `long_side` None is no cap; `fit` and `square` do not use it.
     """
 
     rule: str
@@ -221,8 +223,8 @@ class SizeRule:
             raise DetrKitError(f"unknown size rule {self.rule!r}; one of {', '.join(_SIZE_RULES)}")
         if self.short_side < 1 or (self.long_side is not None and self.long_side < 1):
             raise DetrKitError("the sides of a size rule must be at least 1")
-        if self.rule == "yolos_16" and min(self.short_side, self.long_side or 16) < 16:
-            raise DetrKitError("the sides of the size rule yolos_16 must be at least 16")
+        if self.rule.endswith("_16") and min(self.short_side, self.long_side or 16) < 16:
+            raise DetrKitError(f"the sides of the size rule {self.rule} must be at least 16")
 
     def target_hw(self, size_hw: SizeHW) -> SizeHW:
         """Return the (height, width) that a picture of `size_hw` is resized to."""
@@ -259,8 +261,26 @@ def _around(size_hw: SizeHW, short_side: int, factor: float) -> SizeHW:
 
 
 def _yolos_16_hw(size_hw: SizeHW, short_side: int, long_side: int | None) -> SizeHW:
-    height, width = _detr_hw(size_hw, short_side, long_side)
+    return _floored_16(*_detr_hw(size_hw, short_side, long_side))
+
+
+def _huggingface_16_hw(size_hw: SizeHW, short_side: int, long_side: int | None) -> SizeHW:
+    height, width = size_hw
+    if width >= height:
+        return _floored_16(*_huggingface_hw(size_hw, short_side, long_side))
+    # Unlike DETR's, YOLOS's processor has no exception for upright pictures of the right width.
+    exact = _capped_side(size_hw, short_side, long_side)
+    return _floored_16(int(exact * height / width), round(exact))
+
+
+def _floored_16(height: int, width: int) -> SizeHW:
     return max(height // 16 * 16, 16), max(width // 16 * 16, 16)
+
+
+def _fit_hw(size_hw: SizeHW, short_side: int, long_side: int | None) -> SizeHW:
+    height, width = size_hw
+    scale = min(short_side / height, short_side / width)
+    return max(int(height * scale), 1), max(int(width * scale), 1)
 
 
 def _square_hw(size_hw: SizeHW, short_side: int, long_side: int | None) -> SizeHW:
@@ -271,6 +291,8 @@ _SIZE_RULES: dict[str, Callable[[SizeHW, int, int | None], SizeHW]] = {
     "detr": _detr_hw,
     "yolos_16": _yolos_16_hw,
     "huggingface": _huggingface_hw,
+    "huggingface_16": _huggingface_16_hw,
+    "fit": _fit_hw,
     "square": _square_hw,
 }
 

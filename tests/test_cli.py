@@ -200,7 +200,7 @@ MISTAKES = {
     "no such checkpoint": (_nothing, ("eval", "gone", *EVAL), ("gone",)),
     "fine-tuning from other shapes": (
         _nothing,
-        (*TRAIN, "finetune_from=detector", "model.hidden_dim=32"),
+        (*TRAIN, "model.init_from=detector", "model.hidden_dim=32"),
         ("detector", "shapes"),
     ),
     "no picture to predict": (_nothing, ("predict", "detector", "gone.jpg"), ("gone.jpg",)),

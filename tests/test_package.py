@@ -120,7 +120,7 @@ def test_public_names() -> None:
         ("resume", ["folder"]),
         ("evaluate", ["detector", "annotations", "images"]),
         ("evaluate_results", ["results", "annotations"]),
-        ("Detector.from_checkpoint", ["path", "device"]),
+        ("Detector.from_checkpoint", ["source", "device"]),
         ("Detector.predict", ["self", "images", "threshold"]),
         ("Detections.draw", ["self", "image"]),
         ("Detections.to_coco", ["self", "image_id"]),

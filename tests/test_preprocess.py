@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -273,6 +274,14 @@ class TestResize:
             )
 
 
+def of_transformers(module: str, name: str) -> Callable[..., tuple[int, int]]:
+    """A function of transformers; the test skips where this version has it elsewhere."""
+    function = getattr(pytest.importorskip(f"transformers.{module}"), name, None)
+    if function is None:
+        pytest.skip(f"this version of transformers has no {module}.{name}")
+    return function
+
+
 class TestSizeRules:
     @pytest.mark.parametrize(
         ("rule", "size_hw", "target_hw"),
@@ -288,6 +297,15 @@ class TestSizeRules:
             (SizeRule("yolos_16", 800, 1333), (480, 640), (800, 1056)),
             (SizeRule("yolos_16", 512, 853), (480, 640), (512, 672)),
             (SizeRule("yolos_16", 800, 1333), (10, 5000), (16, 1488)),
+            (SizeRule("huggingface_16", 800, 1333), (480, 640), (800, 1056)),
+            # 1343 * 500 / 1344 = 499.63: the short side is right already, but for the upright one
+            # the long side is computed all the same.
+            (SizeRule("huggingface_16", 800, 1343), (500, 1344), (496, 1344)),
+            (SizeRule("huggingface_16", 800, 1343), (1344, 500), (1328, 496)),
+            (SizeRule("huggingface_16", 800, 1333), (10, 5000), (16, 1328)),
+            (SizeRule("fit", 320), (480, 640), (240, 320)),
+            (SizeRule("fit", 320, 100), (80, 40), (320, 160)),
+            (SizeRule("fit", 320), (9000, 1), (320, 1)),
             (SizeRule("square", 320, 100), (480, 640), (320, 320)),
             (SizeRule("detr", 800, 1333), (1, 9000), (1, 1333)),
         ],
@@ -302,9 +320,31 @@ class TestSizeRules:
     def test_huggingface_equals_transformers(
         self, size_hw: tuple[int, int], short_side: int, long_side: int
     ) -> None:
-        transforms = pytest.importorskip("transformers.image_transforms")
-        theirs = transforms.get_size_with_aspect_ratio(size_hw, short_side, long_side)
+        function = of_transformers("image_transforms", "get_size_with_aspect_ratio")
+        theirs = function(size_hw, short_side, long_side)
         ours = SizeRule("huggingface", short_side, long_side).target_hw(size_hw)
+        assert ours == tuple(max(side, 1) for side in theirs)
+
+    @FIXED
+    @given(SIZES, st.integers(16, 1000), st.integers(16, 1500))
+    @example((1344, 500), 800, 1343)
+    @example((500, 1344), 800, 1343)
+    def test_huggingface_16_equals_transformers(
+        self, size_hw: tuple[int, int], short_side: int, long_side: int
+    ) -> None:
+        function = of_transformers(
+            "models.yolos.image_processing_yolos", "get_size_with_aspect_ratio_yolos"
+        )
+        theirs = function(size_hw, short_side, long_side)
+        ours = SizeRule("huggingface_16", short_side, long_side).target_hw(size_hw)
+        assert ours == tuple(max(side, 16) for side in theirs)
+
+    @FIXED
+    @given(SIZES, st.integers(16, 1000))
+    def test_fit_equals_transformers(self, size_hw: tuple[int, int], side: int) -> None:
+        function = of_transformers("image_utils", "get_image_size_for_max_height_width")
+        theirs = function(size_hw, side, side)
+        ours = SizeRule("fit", side).target_hw(size_hw)
         assert ours == tuple(max(side, 1) for side in theirs)
 
     @FIXED
@@ -326,7 +366,7 @@ class TestSizeRules:
     def test_turning_the_picture_turns_the_target(
         self, size_hw: tuple[int, int], short_side: int
     ) -> None:
-        for name in ("detr", "yolos_16", "huggingface", "square"):
+        for name in ("detr", "yolos_16", "huggingface", "fit", "square"):
             rule = SizeRule(name, short_side, 1333)
             assert rule.target_hw(size_hw[::-1]) == rule.target_hw(size_hw)[::-1]
 
@@ -337,6 +377,8 @@ class TestSizeRules:
             SizeRule("detr", 0)
         with pytest.raises(DetrKitError, match="at least 16"):
             SizeRule("yolos_16", 15)
+        with pytest.raises(DetrKitError, match="huggingface_16 must be at least 16"):
+            SizeRule("huggingface_16", 800, 15)
 
 
 class TestPreprocessing:
@@ -358,3 +400,15 @@ class TestPreprocessing:
     def test_apply_resizes_by_the_rule(self) -> None:
         config = ImageSizeConfig(rule="yolos_16", short_side=64, long_side=100)
         assert preprocessing_from(config).apply(noise(48, 64)).shape == (64, 80, 3)
+
+    @pytest.mark.parametrize("rule", ["detr", "yolos_16", "huggingface", "huggingface_16", "fit"])
+    @pytest.mark.parametrize("short_side", [48, 160])
+    def test_training_resizes_to_the_same_pixels(self, rule: str, short_side: int) -> None:
+        from detr_kit.data.transforms import A, ResizeByRule
+
+        preprocessing = preprocessing_from(
+            ImageSizeConfig(rule=rule, short_side=short_side, long_side=200)
+        )
+        image = noise(100, 131)
+        trained = A.Compose([ResizeByRule((preprocessing.size_rule,))])(image=image)["image"]
+        np.testing.assert_array_equal(trained, preprocessing.apply(image))

@@ -1,102 +1,191 @@
-"""Starting a detector from the weights of another: other classes, other numbers of queries."""
+"""Starting a detector from the weights of another: other classes, queries or picture sizes."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from detr_kit.categories import CategoryTable
-from detr_kit.checkpoints.detector import MODEL_FILE, find_checkpoint, read_spec
-from detr_kit.checkpoints.pretrained import LoadReport
-from detr_kit.checkpoints.reading import read_tensors
+from detr_kit.checkpoints.opened import OpenedCheckpoint, class_layer
+from detr_kit.checkpoints.report import LoadReport
 from detr_kit.errors import DetrKitError
+from detr_kit.models.positions import resample_grid
+from detr_kit.structures import SizeHW
 
-# Tensors (..., rows, D) whose last rows are one for each query.
-_QUERY_ROWS = frozenset(
-    {"queries.weight", "backbone.det_token", "backbone.pos_embed", "backbone.mid_pos_embed"}
+# Rows (..., Q, D) of which each belongs to a query.
+_QUERY_KEYS = ("queries.weight", "backbone.det_token")
+# Tables (..., 1 + P + Q, D) of class token, patches and queries, by the setting of their size.
+_POSITION_KEYS = {
+    "backbone.pos_embed": "position_size_hw",
+    "backbone.mid_pos_embed": "mid_position_size_hw",
+}
+# Settings that change what the same weights compute.
+_SILENT_SETTINGS = (
+    "dilation",
+    "norm_eps",
+    "num_heads",
+    "position_encoding",
+    "positions_at_input",
+    "pre_norm",
 )
 
 
 def load_for_finetuning(
-    model: nn.Module, checkpoint: str | Path, categories: CategoryTable
+    model: nn.Module,
+    architecture: Mapping[str, Any],
+    opened: OpenedCheckpoint,
+    categories: CategoryTable,
 ) -> LoadReport:
-    """Copy the weights of a detector checkpoint, or of a run's best one, into `model`.
+    """Copy what fits of a detector's weights into `model`, which has `architecture`'s numbers.
 
-    Class columns are matched by category name; the columns of new categories keep their
-    initialisation. With another number of queries the first ones are kept. Raises DetrKitError
-    that lists every other tensor whose shape differs.
+    Class columns are matched by name, whatever their order and letter case; the columns of new
+    categories keep their initialisation. With another number of queries the first ones are kept;
+    position tables of another grid are resampled. Raises DetrKitError that lists every other
+    tensor whose shape differs; the model is then untouched.
     """
-    folder = find_checkpoint(checkpoint)
-    source_categories = read_spec(folder).categories
-    source = read_tensors(folder / MODEL_FILE)
-    own = model.state_dict()
-    class_keys = _class_keys(own)
-    queries = (_num_queries(own), _num_queries(source))
-    loaded, partly, wrong = [], [], []
+    own, source = model.state_dict(), opened.tensors
+    if architecture["family"] != opened.spec.architecture["family"]:
+        raise DetrKitError(
+            f"{opened.source}: a {opened.spec.architecture['family'].upper()}, but the configured "
+            f"model is a {architecture['family'].upper()}"
+        )
+    columns = _kept_columns(categories, opened.spec.categories)
     merged: dict[str, Tensor] = {}
+    loaded: list[str] = []
+    partial: list[str] = []
+    wrong: list[str] = []
+    class_keys = {f"{class_layer(own)}.{part}" for part in ("weight", "bias")}
     for name in own.keys() & source.keys():
         tensor, given = own[name], source[name]
         if name in class_keys and tensor.shape[1:] == given.shape[1:]:
-            merged[name] = _match_classes(tensor, given, categories, source_categories)
-            partly.append(name)
-        elif given.shape == tensor.shape:
-            merged[name] = given
-            loaded.append(name)
-        elif name in _QUERY_ROWS and _without_queries(tensor, queries[0]) == _without_queries(
-            given, queries[1]
-        ):
-            merged[name] = _keep_first_queries(tensor, given, *queries)
-            partly.append(name)
+            new = _match_classes(tensor, given, columns)
+        elif name in _QUERY_KEYS and tensor.shape[-1] == given.shape[-1]:
+            new = _first_rows(tensor, given)
+        elif name in _POSITION_KEYS and _tables_agree(tensor, given):
+            new = _fit_positions(
+                tensor, given, _layout(name, architecture), _layout(name, opened.spec.architecture)
+            )
+        elif tensor.shape == given.shape:
+            new = given
         else:
             wrong.append(f"{name} {tuple(given.shape)} for {tuple(tensor.shape)}")
+            continue
+        merged[name] = new
+        (loaded if new is given else partial).append(name)
     if wrong:
         raise DetrKitError(
-            f"{folder}: tensors of other shapes than the configured model's: "
+            f"{opened.source}: tensors of other shapes than the configured model's: "
             f"{', '.join(sorted(wrong))}"
         )
     model.load_state_dict(merged, strict=False)
     return LoadReport(
-        source=str(folder),
+        source=opened.source,
         loaded=tuple(sorted(loaded)),
         missing=tuple(sorted(own.keys() - source.keys())),
         dropped=tuple(sorted(source.keys() - own.keys())),
-        partial=tuple(sorted(partly)),
+        partial=tuple(sorted(partial)),
+        notes=_notes(architecture, opened, categories, columns),
     )
 
 
-def _class_keys(own: dict[str, Tensor]) -> set[str]:
-    """The tensors whose rows are class columns: the class head's last layer."""
-    prefix = "heads.class_head.layers."
-    layers = [int(name.removeprefix(prefix).split(".")[0]) for name in own if prefix in name]
-    return {f"{prefix}{max(layers)}.{part}" for part in ("weight", "bias")}
+def _kept_columns(own: CategoryTable, source: CategoryTable) -> dict[int, int]:
+    """Return our column to the source's, for the categories that both name."""
+    column_of = {
+        name.strip().casefold(): column
+        for column, (name, used) in enumerate(zip(source.names, source.used, strict=True))
+        if used
+    }
+    return {
+        column: column_of[name.strip().casefold()]
+        for column, name in enumerate(own.names)
+        if name.strip().casefold() in column_of
+    }
 
 
-def _num_queries(tensors: dict[str, Tensor]) -> int:
-    rows = next(name for name in ("queries.weight", "backbone.det_token") if name in tensors)
-    return tensors[rows].shape[-2]
-
-
-def _match_classes(
-    own: Tensor, given: Tensor, categories: CategoryTable, source_categories: CategoryTable
-) -> Tensor:
-    column_of = {name: column for column, name in enumerate(source_categories.names)}
+def _match_classes(own: Tensor, given: Tensor, columns: Mapping[int, int]) -> Tensor:
+    """Return the kept columns' rows and the last, `no object`; all of `given` if nothing moves."""
+    if len(own) == len(given) and columns == {column: column for column in range(len(own) - 1)}:
+        return given
     merged = own.clone()
-    for column, name in enumerate(categories.names):
-        if name in column_of:
-            merged[column] = given[column_of[name]]
-    merged[-1] = given[-1]  # no object
+    for column, source_column in columns.items():
+        merged[column] = given[source_column]
+    merged[-1] = given[-1]
     return merged
 
 
-def _without_queries(tensor: Tensor, queries: int) -> tuple[int, ...]:
-    """Return the shape with the rows of queries taken off; they are the last rows."""
-    return (*tensor.shape[:-2], tensor.shape[-2] - queries, tensor.shape[-1])
-
-
-def _keep_first_queries(own: Tensor, given: Tensor, queries: int, given_queries: int) -> Tensor:
-    before = own.shape[-2] - queries  # class token and patches, where there are any
-    kept = before + min(queries, given_queries)
+def _first_rows(own: Tensor, given: Tensor) -> Tensor:
+    if own.shape == given.shape:
+        return given
+    kept = min(own.shape[-2], given.shape[-2])
     merged = own.clone()
     merged[..., :kept, :] = given[..., :kept, :]
     return merged
+
+
+def _tables_agree(own: Tensor, given: Tensor) -> bool:
+    """Whether two position tables differ in their number of rows at most."""
+    return own.shape[:-2] == given.shape[:-2] and own.shape[-1] == given.shape[-1]
+
+
+def _layout(name: str, architecture: Mapping[str, Any]) -> tuple[SizeHW, int]:
+    """Return a position table's grid of patches, and its number of queries."""
+    height, width = architecture[_POSITION_KEYS[name]]
+    patch = architecture["patch_size"]
+    return (height // patch, width // patch), architecture["num_queries"]
+
+
+def _fit_positions(
+    own: Tensor, given: Tensor, layout: tuple[SizeHW, int], given_layout: tuple[SizeHW, int]
+) -> Tensor:
+    if layout == given_layout:
+        return given
+    (grid, queries), (given_grid, given_queries) = layout, given_layout
+    table = given.flatten(0, -3)  # (L, 1 + P + Q, D)
+    patches = resample_grid(table[:, 1:-given_queries], given_grid, grid).flatten(1, 2)
+    of_queries = _first_rows(own.flatten(0, -3)[:, -queries:], table[:, -given_queries:])
+    return torch.cat([table[:, :1], patches, of_queries], dim=1).view(own.shape)
+
+
+def _notes(
+    architecture: Mapping[str, Any],
+    opened: OpenedCheckpoint,
+    categories: CategoryTable,
+    columns: Mapping[int, int],
+) -> tuple[str, ...]:
+    """Say what became of classes, queries and positions, and which settings differ."""
+    theirs = opened.spec.architecture
+    kept = [categories.names[column] for column in columns]
+    new = [name for column, name in enumerate(categories.names) if column not in columns]
+    notes = [
+        f"classes: {len(kept)} of {len(categories)} kept by name"
+        + (f" ({_some(kept)})" if kept else "")
+        + (f", new: {_some(new)}" if new else "")
+    ]
+    queries, given = architecture["num_queries"], theirs["num_queries"]
+    if queries != given:
+        notes.append(
+            f"queries: the first {min(queries, given)} of {given} kept"
+            + (f", {queries - given} new" if queries > given else "")
+        )
+    for name, setting in _POSITION_KEYS.items():
+        if architecture.get(setting) and theirs.get(setting):
+            grid, given_grid = _layout(name, architecture)[0], _layout(name, theirs)[0]
+            if grid != given_grid:
+                notes.append(
+                    f"positions: {setting} resampled from {given_grid[0]} x {given_grid[1]} "
+                    f"patches to {grid[0]} x {grid[1]}"
+                )
+    notes += [
+        f"warning: {key} is {architecture[key]} here and {theirs[key]} in the checkpoint, "
+        f"whose weights were made for that"
+        for key in _SILENT_SETTINGS
+        if key in architecture and key in theirs and architecture[key] != theirs[key]
+    ]
+    return (*notes, *opened.notes)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

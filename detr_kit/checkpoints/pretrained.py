@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from detr_kit.checkpoints.reading import read_tensors
+from detr_kit.checkpoints.report import LoadReport
+from detr_kit.checkpoints.vit_npz import read_vit_npz
 from detr_kit.errors import DetrKitError
 from detr_kit.models.backbones import Backbone
 from detr_kit.models.positions import resample_grid
@@ -21,39 +22,10 @@ DEIT_BY_WIDTH = {
     384: "deit_small_patch16_224",
     768: "deit_base_distilled_patch16_384",
 }
-# What a ViT classifier holds besides its trunk.
+# What a ViT classifier holds besides its trunk: heads, and the token of distillation.
 VIT_CLASSIFIER = ("head.", "head_dist.", "pre_logits.", "fc_norm.", "dist_token")
 # What a YOLOS has besides a classifier's trunk: it stays as initialised.
 DETECTION_ONLY = ("det_token", "mid_pos_embed")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """Which tensors came from `source`.
-
-    `loaded` names the model's tensors that did, `missing` those that it has nothing for,
-    `partial` those that took only some rows from it (other classes or queries);
-    `dropped` names what the source holds and the model has no place for.
-    """
-
-    source: str
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    partial: tuple[str, ...] = ()
-
-    def summary(self) -> str:
-        """Return one line for a log."""
-        parts = [f"{len(self.loaded)} tensors loaded from {self.source}"]
-        for kind, names in (
-            ("loaded in part", self.partial),
-            ("left as initialised", self.missing),
-            ("dropped", self.dropped),
-        ):
-            if names:
-                shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-                parts.append(f"{len(names)} {kind} ({shown})")
-        return "; ".join(parts)
 
 
 def load_backbone_weights(model: nn.Module, source: str) -> LoadReport:
@@ -94,7 +66,7 @@ def _load_cnn(backbone: Backbone, source: str) -> LoadReport:
 
 
 def _load_vit(vit: ViT, source: str) -> LoadReport:
-    tensors = dict(_named_vit(vit) if source == "imagenet" else read_tensors(source))
+    tensors = _vit_tensors(vit, source)
     state = vit.state_dict()
     dropped = [key for key in tensors if key.startswith(VIT_CLASSIFIER)]
     if "pos_embed" in tensors:
@@ -112,6 +84,12 @@ def _load_vit(vit: ViT, source: str) -> LoadReport:
         tuple(f"backbone.{key}" for key in initialised),
         tuple(dropped),
     )
+
+
+def _vit_tensors(vit: ViT, source: str) -> dict[str, Tensor]:
+    if source == "imagenet":
+        return dict(_named_vit(vit))
+    return read_vit_npz(source) if source.endswith(".npz") else read_tensors(source)
 
 
 def _detector_positions(vit: ViT, positions: Tensor, *, distilled: bool, source: str) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from detr_kit.categories import CategoryTable
-from detr_kit.checkpoints.detector import find_checkpoint, load_detector
+from detr_kit.checkpoints.sources import load_detector
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
 from detr_kit.prediction import predict_batches
@@ -39,13 +40,23 @@ class Detector:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, device: torch.device | str | None = None
+        cls,
+        source: str | Path,
+        device: torch.device | str | None = None,
+        *,
+        architecture: Mapping[str, Any] | None = None,
     ) -> Detector:
-        """Load a checkpoint's folder, or the `best/` of a run's folder; `device` as in torch.
+        """Load a detector from what it is kept as; `device` as in torch.
 
-        Raises DetrKitError where it is neither, or where its files do not fit together.
+        `source` is a checkpoint's folder, a run's folder (its `best/`), an official DETR's or
+        YOLOS's `.pth`, a Hugging Face folder, or a name on its hub such as
+        `facebook/detr-resnet-50` or `hustvl/yolos-tiny@REVISION`, fetched once. `architecture`
+        replaces settings: `{"padding": "official"}`, or what an official file does not tell
+        (`{"dilation": True}`).
+
+        Raises DetrKitError where it is none of these, or where its files do not fit together.
         """
-        model, spec = load_detector(find_checkpoint(path))
+        model, spec = load_detector(source, architecture)
         return cls(model, spec.categories, spec.preprocessing, device)
 
     def predict(

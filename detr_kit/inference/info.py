@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detr_kit.checkpoints.detector import find_checkpoint, load_detector
+from detr_kit.checkpoints.sources import open_checkpoint
 from detr_kit.config import load_config
-from detr_kit.errors import DetrKitError
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.structures import ImageBatch
 
@@ -22,32 +21,36 @@ _COCO_COLUMNS = 91
 
 
 def describe(source: str | Path, *, size_hw: tuple[int, int]) -> dict[str, str]:
-    """Return headings and texts about a config file or a checkpoint folder.
+    """Return headings and texts about a config file or a checkpoint of any kind.
 
     GFLOPs count multiply and add as one, as the papers do, for one image of `size_hw`.
     """
-    source = Path(source)
-    if source.is_dir():
-        model, spec = load_detector(find_checkpoint(source))
-        architecture = spec.architecture
-        names = ", ".join(
-            n for n, used in zip(spec.categories.names, spec.categories.used, strict=True) if used
-        )
-        categories = f"{sum(spec.categories.used)}: {names}"
-    elif source.is_file():
+    extra = {}
+    if Path(source).suffix in (".yaml", ".yml"):
         architecture = resolve(load_config(source).model)
         model = build_model(architecture, num_classes=_COCO_COLUMNS)
+        weights = _weights(architecture)
         categories = f"those of the data; counted here with {_COCO_COLUMNS}, as published"
     else:
-        raise DetrKitError(f"{source}: no such config file or checkpoint folder")
+        opened = open_checkpoint(source)
+        model, architecture = opened.build(), opened.spec.architecture
+        table = opened.spec.categories
+        names = ", ".join(n for n, used in zip(table.names, table.used, strict=True) if used)
+        categories = f"{sum(table.used)}: {names}"
+        weights = opened.spec.origin or _weights(architecture)
+        rule = opened.spec.preprocessing.size_rule
+        extra = {"pictures": f"size rule {rule.rule}, {rule.short_side}, {rule.long_side}"}
+        if opened.notes:
+            extra["notes"] = "; ".join(opened.notes)
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "family": str(architecture["family"]),
         "parameters": f"{total / 1e6:.3f}M, of which {trained / 1e6:.3f}M are trained",
         "GFLOPs": f"{count_gflops(model, size_hw):.1f} at {size_hw[0]} x {size_hw[1]}",
-        "weights": _weights(architecture),
+        "weights": weights,
         "categories": categories,
+        **extra,
         "numbers": ", ".join(f"{name} {value}" for name, value in architecture.items()),
     }
 

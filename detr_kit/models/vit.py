@@ -55,6 +55,7 @@ class ViT(nn.Module):
         mid_position_size_hw: SizeHW | None = None,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
         padding: Literal["independent", "official"] = "independent",
         activation_checkpointing: bool = False,
     ) -> None:
@@ -85,11 +86,11 @@ class ViT(nn.Module):
                 activation=nn.GELU,
                 dropout=dropout,
                 drop_path=drop_path * index / max(depth - 1, 1),
-                norm_eps=1e-6,
+                norm_eps=norm_eps,
             )
             for index in range(depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self._initialize()
 
     def forward(self, batch: ImageBatch) -> Tensor:

@@ -48,6 +48,7 @@ _YOLOS: Numbers = {
     "depth": 12,
     "num_heads": 6,
     "feedforward_dim": 1536,
+    "norm_eps": 1e-6,
     "patch_size": 16,
     "position_size_hw": (512, 864),
     "mid_position_size_hw": (512, 864),
@@ -121,7 +122,7 @@ def resolve(config: ModelConfig) -> Numbers:
             f"There are {', '.join(VARIANTS)}"
         )
     numbers = dict(VARIANTS[config.name])
-    for key, value in config.model_dump(exclude={"name"}, exclude_none=True).items():
+    for key, value in config.model_dump(exclude={"name", "init_from"}, exclude_none=True).items():
         if key not in numbers:
             near = difflib.get_close_matches(key, numbers, n=1, cutoff=0.0)
             raise DetrKitError(
@@ -206,6 +207,7 @@ def _build_yolos(numbers: Numbers, num_classes: int) -> nn.Module:
         mid_position_size_hw=None if mid_size_hw is None else tuple(mid_size_hw),
         dropout=numbers["dropout"],
         drop_path=numbers["drop_path"],
+        norm_eps=numbers.get("norm_eps", 1e-6),  # older checkpoints do not name it
         padding=numbers["padding"],
         activation_checkpointing=numbers["activation_checkpointing"],
     )

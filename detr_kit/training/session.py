@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from detr_kit.checkpoints.detector import MODEL_FILE, DetectorSpec, read_spec, save_detector
 from detr_kit.checkpoints.reading import read_tensors
+from detr_kit.checkpoints.report import LoadReport
 from detr_kit.config import RunConfig, SplitConfig, dump_config
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.loading import Batch, eval_loader, train_loader
@@ -29,7 +30,12 @@ from detr_kit.preprocess import preprocessing_from
 from detr_kit.training.optimizer import build_optimizer, freeze_backbone_if_asked
 from detr_kit.training.recorder import Recorder
 from detr_kit.training.schedule import Schedule
-from detr_kit.training.startup import initial_architecture, load_initial_weights, setup_rows
+from detr_kit.training.startup import (
+    initial_architecture,
+    load_initial_weights,
+    open_initial,
+    setup_rows,
+)
 from detr_kit.training.state import Progress, load_training_state, save_training_state
 from detr_kit.training.trainer import Trainer
 
@@ -57,21 +63,25 @@ class Session:
             mixed_precision=precision, cpu=not torch.accelerator.is_available()
         )
         set_seed(config.seed)  # the same initial weights in every process
+        # A resumed run must not fetch what its own checkpoint is about to replace.
+        initial = None if resumed else open_initial(config)
         architecture = (
             read_spec(config.output / "last").architecture
             if resumed
-            else initial_architecture(config)
+            else initial_architecture(config, initial)
         )
         model = build_model(architecture, num_classes=len(self.train_set.categories))
-        # A resumed run must not fetch what its own checkpoint is about to replace.
         reports = (
             []
             if resumed
-            else load_initial_weights(model, config, architecture, self.train_set.categories)
+            else load_initial_weights(model, initial, architecture, self.train_set.categories)
         )
         freeze_backbone_if_asked(model, config.optimizer)
         self.spec = DetectorSpec(
-            architecture, self.train_set.categories, preprocessing_from(config.image_size)
+            architecture,
+            self.train_set.categories,
+            preprocessing_from(config.image_size),
+            origin=read_spec(config.output / "last").origin if resumed else _origin(reports),
         )
         self.loader, self.val_loader = self._loaders(val_split)
         self.steps_per_epoch = -(-len(self.loader) // config.accumulate)
@@ -213,6 +223,11 @@ class Session:
     def close(self) -> None:
         if self.recorder is not None:
             self.recorder.close()
+
+
+def _origin(reports: list[LoadReport]) -> str:
+    sources = " and ".join(report.source for report in reports)
+    return f"trained, started from {sources}" if sources else "trained from random weights"
 
 
 def share_buffers(model: nn.Module) -> None:

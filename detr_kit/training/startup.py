@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from detr_kit.categories import CategoryTable
-from detr_kit.checkpoints.detector import find_checkpoint, read_spec
 from detr_kit.checkpoints.finetune import load_for_finetuning
-from detr_kit.checkpoints.pretrained import LoadReport, load_backbone_weights
+from detr_kit.checkpoints.opened import OpenedCheckpoint
+from detr_kit.checkpoints.pretrained import load_backbone_weights
+from detr_kit.checkpoints.report import LoadReport
+from detr_kit.checkpoints.sources import open_checkpoint
 from detr_kit.config import RunConfig
 from detr_kit.data.annotations import CocoAnnotations
 from detr_kit.models.zoo import resolve
@@ -21,33 +23,41 @@ from detr_kit.models.zoo import resolve
 _FEW_IMAGES = 10_000
 
 
-def initial_architecture(config: RunConfig) -> dict[str, Any]:
-    """Return the resolved numbers of the model that a run trains.
+# What a model takes over from the detector it starts from, where its config leaves it open.
+_INHERITED = ("backbone_norm", "frozen_stages", "norm_eps")
 
-    A backbone that comes with a checkpoint keeps that checkpoint's kind of norms and its frozen
-    stages, where the config leaves them open.
-    """
+
+def open_initial(config: RunConfig) -> OpenedCheckpoint | None:
+    """Open the detector that a run starts from, if it names one."""
+    source = config.model.init_from
+    return None if source is None else open_checkpoint(source)
+
+
+def initial_architecture(config: RunConfig, initial: OpenedCheckpoint | None) -> dict[str, Any]:
+    """Return the resolved numbers of the model that a run trains."""
     model = config.model
-    if config.finetune_from is not None and model.backbone_norm in (None, "auto"):
-        source = read_spec(find_checkpoint(config.finetune_from)).architecture
-        inherited: dict[str, Any] = {
+    if initial is not None:
+        source = initial.spec.architecture
+        inherited = {
             key: source[key]
-            for key in ("backbone_norm", "frozen_stages")
-            if key in source and (key == "backbone_norm" or getattr(model, key) is None)
+            for key in _INHERITED
+            if source.get(key) is not None and getattr(model, key) in (None, "auto")
         }
+        if model.backbone_norm not in (None, "auto"):
+            inherited.pop("frozen_stages", None)
         model = model.model_copy(update=inherited)
     return resolve(model)
 
 
 def load_initial_weights(
     model: nn.Module,
-    config: RunConfig,
+    initial: OpenedCheckpoint | None,
     architecture: Mapping[str, Any],
     categories: CategoryTable,
 ) -> list[LoadReport]:
     """Load the detector to fine-tune from, or else the backbone's weights, as configured."""
-    if config.finetune_from is not None:
-        return [load_for_finetuning(model, config.finetune_from, categories)]
+    if initial is not None:
+        return [load_for_finetuning(model, architecture, initial, categories)]
     source = architecture.get("backbone_weights")
     if source is None:
         return []
@@ -73,7 +83,8 @@ def setup_rows(
         "run": f"{config.output}, {config.epochs} epochs on {device}, {config.precision}",
         "model": f"{config.model.name}, {total / 1e6:.3f}M parameters, "
         f"{trainable / 1e6:.3f}M trained",
-        "weights": "; ".join(report.summary() for report in reports) or "random initialisation",
+        "weights": "\n".join(line for report in reports for line in report.lines())
+        or "random initialisation",
         "train": _describe(train_set),
         "val": _describe(val_set),
         "batch": f"{batch} images a step ({config.batch_size} x {config.accumulate} accumulated x "
@@ -89,7 +100,7 @@ def setup_rows(
     if not reports and len(train_set) < _FEW_IMAGES:
         rows["warning: scratch"] = (
             f"random initialisation with {len(train_set)} images learns slowly: set "
-            f"model.backbone_weights or finetune_from"
+            f"model.backbone_weights or model.init_from"
         )
     return rows
 

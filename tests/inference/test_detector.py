@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from detr_kit.categories import CategoryTable
-from detr_kit.checkpoints.detector import DetectorSpec, find_checkpoint, save_detector
+from detr_kit.checkpoints.detector import DetectorSpec, save_detector
 from detr_kit.config import ModelConfig
 from detr_kit.errors import DetrKitError
 from detr_kit.inference import Detector
@@ -144,9 +144,10 @@ def test_a_checkpoint_predicts_as_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_what_is_no_checkpoint_is_told_what_would_be(tmp_path: Path) -> None:
+    with pytest.raises(DetrKitError, match=r"expected a folder with detector\.json"):
+        Detector.from_checkpoint(tmp_path)
     (tmp_path / "weights.pth").write_bytes(b"")
-    for path in (tmp_path, tmp_path / "weights.pth"):
-        with pytest.raises(DetrKitError, match=r"expected a folder with detector\.json"):
-            find_checkpoint(path)
+    with pytest.raises(DetrKitError, match=r"weights\.pth: not a readable weights file"):
+        Detector.from_checkpoint(tmp_path / "weights.pth")
     with pytest.raises(DetrKitError, match=r"gone: expected .* does not exist"):
         Detector.from_checkpoint(tmp_path / "gone")

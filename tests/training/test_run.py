@@ -250,9 +250,10 @@ def test_finetuning_keeps_classes_by_name(tiny_config, sample: Path, tmp_path: P
         changed,
         tmp_path / "second",
         epochs=1,
-        finetune_from=str(run.last),
         optimizer={"lr": 1e-12, "lr_backbone": 1e-12},
     )
+    model = config.model.model_copy(update={"init_from": str(run.last)})
+    config = config.model_copy(update={"model": model})
     tuned = weights(train(config))
     head = "heads.class_head.layers.0.weight"
     flipped = weights(run)[head][[3, 2, 1, 0, 4]]  # `no object` stays last

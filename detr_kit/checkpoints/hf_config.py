@@ -1,0 +1,246 @@
+"""The `config.json` of transformers' DETR and YOLOS and detr_kit's numbers, in both directions.
+
+Source: `DetrConfig`, `YolosConfig`, `ResNetConfig` and `TimmBackboneConfig` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detr_kit.checkpoints.hf_keys import DETR_RESNET_KEYS, DETR_TIMM_KEYS, YOLOS_KEYS
+from detr_kit.checkpoints.keymap import KeyMap
+from detr_kit.errors import DetrKitError
+from detr_kit.models.zoo import VARIANTS
+
+Numbers = dict[str, Any]
+
+# config.json leaves out what equals the class's default.
+_DETR_DEFAULTS: Numbers = {
+    "activation_function": "relu",
+    "backbone": "resnet50",
+    "backbone_config": None,
+    "d_model": 256,
+    "decoder_attention_heads": 8,
+    "decoder_ffn_dim": 2048,
+    "decoder_layers": 6,
+    "dilation": False,
+    "dropout": 0.1,
+    "encoder_attention_heads": 8,
+    "encoder_ffn_dim": 2048,
+    "encoder_layers": 6,
+    "num_channels": 3,
+    "num_queries": 100,
+    "position_embedding_type": "sine",
+    "use_timm_backbone": True,
+}
+_YOLOS_DEFAULTS: Numbers = {
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "hidden_size": 768,
+    "image_size": (512, 864),
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "num_detection_tokens": 100,
+    "num_hidden_layers": 12,
+    "patch_size": 16,
+    "qkv_bias": True,
+    "use_mid_position_embeddings": True,
+}
+_RESNET_DEFAULTS: Numbers = {
+    "depths": [3, 4, 6, 3],
+    "downsample_in_bottleneck": False,
+    "downsample_in_first_stage": False,
+    "embedding_size": 64,
+    "hidden_act": "relu",
+    "layer_type": "bottleneck",
+    "num_channels": 3,
+}
+_RESNETS = {
+    ("basic", (2, 2, 2, 2)): ("resnet18", (64, 128, 256, 512)),
+    ("basic", (3, 4, 6, 3)): ("resnet34", (64, 128, 256, 512)),
+    ("bottleneck", (3, 4, 6, 3)): ("resnet50", (256, 512, 1024, 2048)),
+    ("bottleneck", (3, 4, 23, 3)): ("resnet101", (256, 512, 1024, 2048)),
+}
+
+
+def numbers_from_config(config: Numbers) -> tuple[Numbers, KeyMap]:
+    """Return a model's numbers and the map that its style of keys needs.
+
+    Raises DetrKitError, naming the key, for settings that detr_kit's models do not have.
+    """
+    family = config.get("model_type")
+    if family not in ("detr", "yolos"):
+        raise DetrKitError(f"model_type is {family!r}; detr and yolos can be read")
+    return (_detr if family == "detr" else _yolos)(config)
+
+
+def config_from_numbers(numbers: Numbers) -> tuple[Numbers, KeyMap]:
+    """Return the config of the same model without its categories, and the map of its keys.
+
+    Raises DetrKitError where transformers has no such model.
+    """
+    if numbers["family"] == "detr":
+        return _detr_config(numbers), DETR_TIMM_KEYS
+    return _yolos_config(numbers), YOLOS_KEYS
+
+
+def _detr(config: Numbers) -> tuple[Numbers, KeyMap]:
+    values = _DETR_DEFAULTS | config
+    _require(values, "activation_function", "relu")
+    _require(values, "num_channels", 3)
+    for part in ("attention_heads", "ffn_dim"):
+        _require(values, f"decoder_{part}", values[f"encoder_{part}"])
+    position = values["position_embedding_type"]
+    if position not in ("sine", "learned"):
+        raise DetrKitError(f"position_embedding_type {position!r} is not supported")
+    backbone, dilation, key_map = _detr_backbone(values)
+    numbers = VARIANTS["detr_r50"] | {
+        "backbone": backbone,
+        "backbone_norm": "frozen",
+        "backbone_weights": None,
+        "frozen_stages": 2,
+        "dilation": dilation,
+        "encoder_layers": values["encoder_layers"],
+        "decoder_layers": values["decoder_layers"],
+        "hidden_dim": values["d_model"],
+        "num_heads": values["encoder_attention_heads"],
+        "feedforward_dim": values["encoder_ffn_dim"],
+        "num_queries": values["num_queries"],
+        "dropout": values["dropout"],
+        "position_encoding": position,
+    }
+    return numbers, key_map
+
+
+def _detr_backbone(values: Numbers) -> tuple[str, bool, KeyMap]:
+    """Return our backbone's name, whether it is dilated, and the map for its style of keys."""
+    inner = values["backbone_config"]
+    if inner is None or inner.get("model_type") == "timm_backbone":
+        inner = inner or {"backbone": values["backbone"]}
+        name = str(inner.get("backbone")).split(".")[0]  # resnet50.a1_in1k: the same network
+        if name not in {known for known, _ in _RESNETS.values()}:
+            raise DetrKitError(f"backbone {inner.get('backbone')!r} is not supported")
+        stride = inner.get("output_stride")
+        _require_last_stage(inner)
+        dilation = bool(values["dilation"]) or stride == 16
+        if stride not in (None, 16, 32):
+            raise DetrKitError(f"backbone_config.output_stride {stride} is not supported")
+        return name, dilation, DETR_TIMM_KEYS
+    if inner.get("model_type") != "resnet":
+        raise DetrKitError(f"backbone_config of type {inner.get('model_type')!r} is not supported")
+    resnet = _RESNET_DEFAULTS | inner
+    for key in ("downsample_in_bottleneck", "downsample_in_first_stage", "embedding_size"):
+        _require(resnet, key, _RESNET_DEFAULTS[key], "backbone_config.")
+    _require(resnet, "hidden_act", "relu", "backbone_config.")
+    _require_last_stage(inner)
+    kind = (resnet["layer_type"], tuple(resnet["depths"]))
+    name, widths = _RESNETS.get(kind, ("", ()))
+    if not name or tuple(resnet.get("hidden_sizes", (256, 512, 1024, 2048))) != widths:
+        raise DetrKitError(f"backbone_config: a ResNet of {kind[1]} {kind[0]} layers is not known")
+    return name, False, DETR_RESNET_KEYS
+
+
+def _require_last_stage(inner: Numbers) -> None:
+    features, indices = inner.get("out_features"), inner.get("out_indices")
+    if (features and features[-1] not in ("stage4", "layer4")) or (
+        not features and indices and indices[-1] not in (-1, 4)
+    ):
+        raise DetrKitError(
+            f"backbone_config: features of {features or indices} are not supported, the last "
+            "stage's are"
+        )
+
+
+def _yolos(config: Numbers) -> tuple[Numbers, KeyMap]:
+    values = _YOLOS_DEFAULTS | config
+    _require(values, "hidden_act", "gelu")
+    _require(values, "num_channels", 3)
+    _require(values, "qkv_bias", True)
+    patch, size = values["patch_size"], values["image_size"]
+    if not isinstance(patch, int):
+        _require({"patch_size": patch[1]}, "patch_size", patch[0])
+        patch = patch[0]
+    size_hw = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    numbers = VARIANTS["yolos_s"] | {
+        "backbone_weights": None,
+        "hidden_dim": values["hidden_size"],
+        "depth": values["num_hidden_layers"],
+        "num_heads": values["num_attention_heads"],
+        "feedforward_dim": values["intermediate_size"],
+        "norm_eps": float(values["layer_norm_eps"]),
+        "patch_size": patch,
+        "position_size_hw": size_hw,
+        "mid_position_size_hw": size_hw if values["use_mid_position_embeddings"] else None,
+        "num_queries": values["num_detection_tokens"],
+        "dropout": float(values["hidden_dropout_prob"]),
+    }
+    return numbers, YOLOS_KEYS
+
+
+def _detr_config(numbers: Numbers) -> Numbers:
+    unfit = [
+        f"{key} {numbers[key]}"
+        for key, fits in (
+            ("backbone", {name for name, _ in _RESNETS.values()}),
+            ("backbone_stages", {None, 4}),
+            ("backbone_norm", {"frozen", "batch"}),
+            ("pre_norm", {False}),
+            ("positions_at_input", {False}),
+        )
+        if numbers[key] not in fits
+    ]
+    if unfit:
+        raise DetrKitError(f"transformers' DETR has no {', '.join(unfit)}")
+    return {
+        "architectures": ["DetrForObjectDetection"],
+        "model_type": "detr",
+        "activation_function": "relu",
+        "backbone": numbers["backbone"],
+        "d_model": numbers["hidden_dim"],
+        "decoder_attention_heads": numbers["num_heads"],
+        "decoder_ffn_dim": numbers["feedforward_dim"],
+        "decoder_layers": numbers["decoder_layers"],
+        "dilation": numbers["dilation"],
+        "dropout": numbers["dropout"],
+        "encoder_attention_heads": numbers["num_heads"],
+        "encoder_ffn_dim": numbers["feedforward_dim"],
+        "encoder_layers": numbers["encoder_layers"],
+        "num_queries": numbers["num_queries"],
+        "position_embedding_type": numbers["position_encoding"],
+        "use_pretrained_backbone": False,  # its weights are among these
+        "use_timm_backbone": True,
+    }
+
+
+def _yolos_config(numbers: Numbers) -> Numbers:
+    size_hw, mid_size_hw = numbers["position_size_hw"], numbers["mid_position_size_hw"]
+    if mid_size_hw not in (None, size_hw):
+        raise DetrKitError(
+            f"transformers' YOLOS has one size for both position tables, not {size_hw} and "
+            f"{mid_size_hw}"
+        )
+    return {
+        "architectures": ["YolosForObjectDetection"],
+        "model_type": "yolos",
+        "attention_probs_dropout_prob": numbers["dropout"],
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": numbers["dropout"],
+        "hidden_size": numbers["hidden_dim"],
+        "image_size": list(size_hw),
+        "intermediate_size": numbers["feedforward_dim"],
+        "layer_norm_eps": numbers.get("norm_eps", 1e-6),
+        "num_attention_heads": numbers["num_heads"],
+        "num_detection_tokens": numbers["num_queries"],
+        "num_hidden_layers": numbers["depth"],
+        "patch_size": numbers["patch_size"],
+        "qkv_bias": True,
+        "use_mid_position_embeddings": mid_size_hw is not None,
+    }
+
+
+def _require(values: Mapping[str, Any], key: str, expected: Any, prefix: str = "") -> None:
+    if values[key] != expected:
+        raise DetrKitError(f"{prefix}{key} {values[key]!r} is not supported, {expected!r} is")

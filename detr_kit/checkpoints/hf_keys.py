@@ -1,0 +1,129 @@
+"""Key maps of Hugging Face transformers' DETR and YOLOS.
+
+The rules have the keys of the hub's files, which every release of transformers reads; the aliases
+lead from other spellings, such as the names that transformers 5 gives its modules, to these.
+"""
+
+from __future__ import annotations
+
+from detr_kit.checkpoints.keymap import KeyMap, Rule
+
+_CNN = "model.backbone.conv_encoder.model."
+_BODY = "backbone.body."
+
+
+def _attention(theirs: str, ours: str, out: str = "out_proj") -> list[Rule]:
+    stacked = tuple(f"{theirs}.{part}_proj.{{p}}" for part in "qkv")
+    return [Rule(stacked, f"{ours}.qkv.{{p}}"), Rule(f"{theirs}.{out}.{{p}}", f"{ours}.proj.{{p}}")]
+
+
+def _detr_layer(stack: str, norms: tuple[str, ...]) -> list[Rule]:
+    theirs, ours = f"model.{stack}.layers.{{i}}.", f"{stack}.layers.{{i}}."
+    return [
+        *(Rule(f"{theirs}fc{n}.{{p}}", f"{ours}mlp.fc{n}.{{p}}") for n in (1, 2)),
+        *(
+            Rule(f"{theirs}{norm}.{{p}}", f"{ours}norm{n}.{{p}}")
+            for n, norm in enumerate(norms, start=1)
+        ),
+    ]
+
+
+_DETR_RULES = (
+    Rule("model.position_embedding.row_embeddings.{p}", "positions.rows.{p}"),
+    Rule("model.position_embedding.column_embeddings.{p}", "positions.columns.{p}"),
+    Rule("model.input_projection.{p}", "input_proj.{p}"),
+    Rule("model.query_position_embeddings.weight", "queries.weight"),
+    *_attention("model.encoder.layers.{i}.self_attn", "encoder.layers.{i}.attn"),
+    *_detr_layer("encoder", ("self_attn_layer_norm", "final_layer_norm")),
+    *_attention("model.decoder.layers.{i}.self_attn", "decoder.layers.{i}.self_attn"),
+    *_attention("model.decoder.layers.{i}.encoder_attn", "decoder.layers.{i}.cross_attn"),
+    *_detr_layer(
+        "decoder", ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
+    ),
+    Rule("model.decoder.layernorm.{p}", "decoder.norm.{p}"),
+    Rule("class_labels_classifier.{p}", "heads.class_head.layers.0.{p}"),
+    Rule("bbox_predictor.layers.{i}.{p}", "heads.box_head.layers.{i}.{p}"),
+)
+
+_DETR_ALIASES = (
+    ("model.backbone.model.{rest}", _CNN + "{rest}"),
+    # transformers 5 does not read the place where releases before it kept learned positions
+    ("model.backbone.position_embedding.{rest}", "model.position_embedding.{rest}"),
+    ("model.{rest}.o_proj.{p}", "model.{rest}.out_proj.{p}"),
+    ("model.{rest}.mlp.fc{i}.{p}", "model.{rest}.fc{i}.{p}"),
+)
+
+_DETR_DROPPED = {"{rest}.num_batches_tracked": "a frozen norm counts no batches"}
+
+# Backbones of timm have torchvision's names.
+DETR_TIMM_KEYS = KeyMap(
+    "Hugging Face DETR (timm backbone)",
+    rules=(*_DETR_RULES, Rule(_CNN + "{rest}", _BODY + "{rest}")),
+    aliases=_DETR_ALIASES,
+    dropped=_DETR_DROPPED,
+)
+
+# transformers' own ResNets count stages and convolutions from 0.
+_BLOCK = "encoder.stages.{stage}.layers.{{i}}."
+DETR_RESNET_KEYS = KeyMap(
+    "Hugging Face DETR (transformers backbone)",
+    rules=(
+        *_DETR_RULES,
+        Rule(_CNN + "embedder.embedder.convolution.{p}", _BODY + "conv1.{p}"),
+        Rule(_CNN + "embedder.embedder.normalization.{rest}", _BODY + "bn1.{rest}"),
+        *(
+            Rule(
+                _CNN + _BLOCK.format(stage=stage) + theirs,
+                _BODY + f"layer{stage + 1}.{{i}}." + ours,
+            )
+            for stage in range(4)
+            for theirs, ours in (
+                *((f"layer.{n}.convolution.{{p}}", f"conv{n + 1}.{{p}}") for n in range(3)),
+                *((f"layer.{n}.normalization.{{rest}}", f"bn{n + 1}.{{rest}}") for n in range(3)),
+                ("shortcut.convolution.{p}", "downsample.0.{p}"),
+                ("shortcut.normalization.{rest}", "downsample.1.{rest}"),
+            )
+        ),
+    ),
+    aliases=_DETR_ALIASES,
+    dropped=_DETR_DROPPED,
+)
+
+_BLOCK_OF_VIT = "vit.encoder.layer.{i}."
+YOLOS_KEYS = KeyMap(
+    "Hugging Face YOLOS",
+    rules=(
+        Rule("vit.embeddings.cls_token", "backbone.cls_token"),
+        Rule("vit.embeddings.detection_tokens", "backbone.det_token"),
+        Rule("vit.embeddings.position_embeddings", "backbone.pos_embed"),
+        Rule("vit.encoder.mid_position_embeddings", "backbone.mid_pos_embed"),
+        Rule("vit.embeddings.patch_embeddings.projection.{p}", "backbone.patch_embed.proj.{p}"),
+        Rule(
+            tuple(
+                _BLOCK_OF_VIT + f"attention.attention.{part}.{{p}}"
+                for part in ("query", "key", "value")
+            ),
+            "backbone.blocks.{i}.attn.qkv.{p}",
+        ),
+        *(
+            Rule(_BLOCK_OF_VIT + theirs + ".{p}", "backbone.blocks.{i}." + ours + ".{p}")
+            for theirs, ours in (
+                ("attention.output.dense", "attn.proj"),
+                ("intermediate.dense", "mlp.fc1"),
+                ("output.dense", "mlp.fc2"),
+                ("layernorm_before", "norm1"),
+                ("layernorm_after", "norm2"),
+            )
+        ),
+        Rule("vit.layernorm.{p}", "backbone.norm.{p}"),
+        Rule("class_labels_classifier.layers.{i}.{p}", "heads.class_head.layers.{i}.{p}"),
+        Rule("bbox_predictor.layers.{i}.{p}", "heads.box_head.layers.{i}.{p}"),
+    ),
+    aliases=(
+        (
+            "vit.encoder.interpolation.mid_position_embeddings",
+            "vit.encoder.mid_position_embeddings",
+        ),
+    ),
+    dropped={"vit.pooler.dense.{p}": "the pooled class token is not used for detection"},
+)

@@ -1,0 +1,147 @@
+"""Folders of Hugging Face transformers with a DETR or a YOLOS, read and written.
+
+Source: the files that `save_pretrained` writes and that the hub holds, `DetrConfig` and
+`YolosConfig` of transformers. transformers itself is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from detr_kit.categories import CategoryTable
+from detr_kit.checkpoints.detector import DetectorSpec
+from detr_kit.checkpoints.hf_config import Numbers, config_from_numbers, numbers_from_config
+from detr_kit.checkpoints.opened import OpenedCheckpoint, changed_architecture, class_layer
+from detr_kit.checkpoints.processor import (
+    default_preprocessing,
+    processor_json,
+    processor_notes,
+    read_processor,
+)
+from detr_kit.checkpoints.reading import read_tensors
+from detr_kit.errors import DetrKitError
+
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+# In the order they are looked for; an index names the files that the weights are spread over.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+UNUSED_LABEL = "N/A"  # what the hub's files call the columns that no COCO category uses
+
+
+def open_huggingface(
+    folder: Path, *, source: str, architecture: Mapping[str, Any] | None = None
+) -> OpenedCheckpoint:
+    """Read a folder with config.json, weights and, if there is one, preprocessor_config.json.
+
+    Raises DetrKitError, naming the file and key, for another model type, for settings that
+    detr_kit's models do not have, and for keys that are unknown or missing.
+    """
+    path = folder / CONFIG_FILE
+    config = _read_json(path)
+    try:
+        numbers, key_map = numbers_from_config(config)
+    except DetrKitError as error:
+        raise DetrKitError(f"{path}: {error}") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise DetrKitError(f"{path}: incomplete or damaged: {error!r}") from error
+    try:
+        ours, dropped = key_map.to_ours(read_weights(folder))
+    except DetrKitError as error:
+        raise DetrKitError(f"{source}: {error}") from error
+    family = numbers["family"]
+    numbers = changed_architecture(numbers, architecture, source)
+    notes: tuple[str, ...]
+    if (folder / PROCESSOR_FILE).is_file():
+        preprocessing, notes = read_processor(folder / PROCESSOR_FILE, family)
+    else:
+        preprocessing = default_preprocessing(family)
+        notes = (f"no {PROCESSOR_FILE}: the {family} processor's defaults are used",)
+    spec = DetectorSpec(numbers, _categories(config, ours, path), preprocessing, origin=source)
+    return OpenedCheckpoint(source, key_map.name, spec, ours, dropped, notes, key_map=key_map)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of the folder, from one file or from several that an index lists.
+
+    Raises DetrKitError where there are none, or where a file of the index is missing.
+    """
+    for name in WEIGHT_FILES:
+        path = folder / name
+        if path.is_file():
+            tensors: dict[str, Tensor] = {}
+            for file in shards_of(path) or [name]:
+                tensors.update(read_tensors(folder / file))
+            return tensors
+    raise DetrKitError(f"it holds none of {', '.join(WEIGHT_FILES)}")
+
+
+def shards_of(path: Path) -> list[str]:
+    """Return the files that an index file lists, all beside it; none for a file of weights."""
+    if path.suffix != ".json":
+        return []
+    try:
+        names = sorted({str(name) for name in _read_json(path)["weight_map"].values()})
+    except (KeyError, AttributeError) as error:
+        raise DetrKitError(f"{path}: not an index of weights: {error!r}") from error
+    if any(Path(name).name != name for name in names):
+        raise DetrKitError(f"{path}: it lists files outside its folder")
+    return names
+
+
+def huggingface_files(
+    tensors: Mapping[str, Tensor], spec: DetectorSpec
+) -> tuple[Numbers, Numbers, dict[str, Tensor], tuple[str, ...]]:
+    """Return config.json, preprocessor_config.json and the tensors of the same detector.
+
+    The last are notes on what transformers does not do exactly alike.
+
+    Raises DetrKitError where transformers has no such model.
+    """
+    config, key_map = config_from_numbers(spec.architecture)
+    labels = {
+        str(column): name if used else UNUSED_LABEL
+        for column, (name, used) in enumerate(
+            zip(spec.categories.names, spec.categories.used, strict=True)
+        )
+    }
+    config["id2label"] = labels
+    config["label2id"] = {name: int(column) for column, name in labels.items()}
+    processor = processor_json(spec.preprocessing, spec.architecture["family"])
+    return config, processor, key_map.to_theirs(tensors), processor_notes(spec.preprocessing)
+
+
+def _categories(config: Numbers, ours: Mapping[str, Tensor], path: Path) -> CategoryTable:
+    """Return the table of `id2label`; columns are the ids, as transformers reports them."""
+    labels = config.get("id2label")
+    if labels is None:
+        columns = len(ours[f"{class_layer(ours)}.bias"]) - 1
+        labels = {str(column): f"LABEL_{column}" for column in range(columns)}
+    try:
+        named = {int(column): str(name) for column, name in labels.items()}
+        names = [named[column] for column in range(len(named))]
+    except (KeyError, ValueError, AttributeError) as error:
+        raise DetrKitError(f"{path}: id2label does not number its labels from 0") from error
+    try:
+        return CategoryTable.from_columns(names, unused=UNUSED_LABEL)
+    except DetrKitError as error:
+        raise DetrKitError(f"{path}: id2label: {error}") from error
+
+
+def _read_json(path: Path) -> Numbers:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DetrKitError(f"{path}: not a readable json file: {error}") from error
+    if not isinstance(values, dict):
+        raise DetrKitError(f"{path}: expected a json object")
+    return values

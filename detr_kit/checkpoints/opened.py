@@ -1,0 +1,97 @@
+"""A detector as a file or folder holds it: its weights under our names, and what it is."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from detr_kit.checkpoints.detector import DetectorSpec
+from detr_kit.checkpoints.keymap import KeyMap, require_fit
+from detr_kit.config import ModelConfig
+from detr_kit.errors import DetrKitError
+from detr_kit.models.zoo import build_model
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """What was read from `source`, a checkpoint of the given kind.
+
+    `tensors` are under detr_kit's names. `dropped` names what the source holds besides, `notes`
+    say in a line each what its files left open and how that was decided. `key_map` is where the
+    names were translated.
+    """
+
+    source: str
+    kind: str
+    spec: DetectorSpec
+    tensors: dict[str, Tensor]
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    key_map: KeyMap | None = None
+
+    def build(self) -> nn.Module:
+        """Return the model, on the CPU and in evaluation mode; the random state stays as it was.
+
+        Raises DetrKitError where no model has the architecture, or where tensors are missing,
+        unexpected or of another shape, listing them.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = build_model(self.spec.architecture, num_classes=len(self.spec.categories))
+        except DetrKitError as error:
+            raise DetrKitError(f"{self.source}: {error}") from error
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise DetrKitError(
+                f"{self.source}: no model has this architecture: {error!r}"
+            ) from error
+        require_fit(self.source, model.state_dict(), self.tensors, self.key_map)
+        model.load_state_dict(self.tensors)
+        return model.eval()
+
+
+def count_layers(keys: Iterable[str], prefix: str) -> int:
+    """Return how many numbered modules have names that start so: the highest number and one."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    numbers = [int(match[1]) for key in keys if (match := pattern.match(key))]
+    return max(numbers, default=-1) + 1
+
+
+def class_layer(keys: Iterable[str]) -> str:
+    """Return the name of the class head's output layer, whose rows are the class columns."""
+    prefix = "heads.class_head.layers."
+    return f"{prefix}{count_layers(keys, prefix) - 1}"
+
+
+def changed_architecture(
+    numbers: Mapping[str, Any], changes: Mapping[str, Any] | None, source: str
+) -> dict[str, Any]:
+    """Return the numbers with a user's `changes`, which are settings of a config's `model`.
+
+    As there, None changes nothing.
+
+    Raises DetrKitError for a setting that the family does not have and for a value out of range.
+    """
+    if not changes:
+        return dict(numbers)
+    strange = sorted(set(changes) - set(numbers))
+    if strange:
+        near = difflib.get_close_matches(strange[0], numbers, n=1, cutoff=0.0)
+        raise DetrKitError(
+            f"{source}: a {numbers['family'].upper()} has no setting {strange[0]!r}; the nearest "
+            f"is {near[0]!r}"
+        )
+    try:
+        checked = ModelConfig.model_validate({"name": str(numbers["family"]), **changes})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        raise DetrKitError(f"{source}: {key}: {fault['msg']}, got {fault['input']!r}") from error
+    given = {key: getattr(checked, key) for key in changes}
+    return {**numbers, **{key: value for key, value in given.items() if value is not None}}

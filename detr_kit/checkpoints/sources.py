@@ -1,0 +1,112 @@
+"""Opening a detector, whatever it is kept as.
+
+What is accepted: a folder that detr_kit wrote, or a run's folder; a `.pth` of the official DETR or
+YOLOS; a folder of Hugging Face transformers with a DETR or YOLOS; the name of such a model on the
+Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from detr_kit.checkpoints.detector import MODEL_FILE, SPEC_FILE, DetectorSpec, read_spec
+from detr_kit.checkpoints.hub import fetch_model, is_hub_name
+from detr_kit.checkpoints.huggingface import CONFIG_FILE, WEIGHT_FILES, open_huggingface
+from detr_kit.checkpoints.official import FAMILY_KEYS, open_official, what_else
+from detr_kit.checkpoints.opened import OpenedCheckpoint, changed_architecture
+from detr_kit.checkpoints.reading import read_checkpoint, read_tensors
+from detr_kit.errors import DetrKitError
+
+_ACCEPTED = (
+    f"expected a folder with {SPEC_FILE} and {MODEL_FILE}, a run's folder with such a best/ in "
+    f"it, a Hugging Face folder with {CONFIG_FILE}, or an official .pth file"
+)
+
+
+def open_checkpoint(
+    source: str | Path,
+    architecture: Mapping[str, Any] | None = None,
+    categories: Mapping[int, str] | None = None,
+) -> OpenedCheckpoint:
+    """Return the weights under detr_kit's names, and what the detector is, without building it.
+
+    `source` is one of the kinds that this module lists; only a string can be a hub's name.
+    `architecture` replaces settings, those that the file leaves open for example
+    (`{"dilation": True}`), or `{"padding": "official"}`. `categories` gives ids and names to
+    the class columns of an official file; elsewhere they are known.
+
+    Nothing is unpickled but tensors and plain values, and nothing but `source` is read. Raises
+    DetrKitError where it is not a detector, or not a whole one.
+    """
+    folder = _own_folder(Path(source))
+    if categories is not None and (folder is not None or Path(source).is_dir()):
+        raise DetrKitError(f"{source}: it names its categories itself")
+    if folder is not None:
+        return _open_own(folder, architecture)
+    path = Path(source)
+    if (path / CONFIG_FILE).is_file():
+        return open_huggingface(path, source=str(source), architecture=architecture)
+    if path.is_file():
+        return _open_file(path, architecture, categories)
+    if isinstance(source, str) and not path.exists() and is_hub_name(source):
+        return open_huggingface(fetch_model(source), source=source, architecture=architecture)
+    found = "is none of these" if path.exists() else "does not exist"
+    raise DetrKitError(f"{source}: {_ACCEPTED}; this {found}")
+
+
+def load_detector(
+    source: str | Path, architecture: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, DetectorSpec]:
+    """Return the model, on the CPU and in evaluation mode, and its spec.
+
+    Arguments and errors are those of `open_checkpoint`; the random state stays as it was.
+    """
+    opened = open_checkpoint(source, architecture)
+    return opened.build(), opened.spec
+
+
+def _own_folder(path: Path) -> Path | None:
+    """Return the folder that detr_kit wrote: the path itself, or its `best/`."""
+    return next(
+        (folder for folder in (path, path / "best") if (folder / SPEC_FILE).is_file()), None
+    )
+
+
+def _open_own(folder: Path, architecture: Mapping[str, Any] | None) -> OpenedCheckpoint:
+    spec = read_spec(folder)
+    if not (folder / MODEL_FILE).is_file():
+        raise DetrKitError(f"{folder}: not a whole detector's folder: {MODEL_FILE} is missing")
+    numbers = changed_architecture(spec.architecture, architecture, str(folder))
+    spec = replace(spec, architecture=numbers)
+    return OpenedCheckpoint(str(folder), "detr_kit", spec, read_tensors(folder / MODEL_FILE))
+
+
+def _open_file(
+    path: Path, architecture: Mapping[str, Any] | None, categories: Mapping[int, str] | None
+) -> OpenedCheckpoint:
+    if path.name == MODEL_FILE and (path.parent / SPEC_FILE).is_file():
+        return _open_own(path.parent, architecture)
+    if path.name in WEIGHT_FILES and (path.parent / CONFIG_FILE).is_file():
+        return open_huggingface(path.parent, source=str(path.parent), architecture=architecture)
+    content = read_checkpoint(path)
+    if "model.query_position_embeddings.weight" in content.tensors or (
+        "vit.embeddings.detection_tokens" in content.tensors
+    ):
+        raise DetrKitError(
+            f"{path}: a Hugging Face model's weights; give the folder that also holds its "
+            f"{CONFIG_FILE}"
+        )
+    if not FAMILY_KEYS.keys() & content.tensors.keys():
+        raise DetrKitError(f"{path}: {what_else(content.tensors)}")
+    return open_official(
+        content.tensors,
+        source=str(path),
+        args=content.args,
+        architecture=architecture,
+        categories=categories,
+    )
