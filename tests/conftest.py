@@ -27,3 +27,9 @@ def shared_data() -> Path:
 def shared_weights() -> Path:
     """One CNN pretrained on ImageNet."""
     return _beside("weights", "DETR_KIT_WEIGHTS")
+
+
+@pytest.fixture(scope="session")
+def shared_fixtures() -> Path:
+    """Outputs, losses and gradients of the official code."""
+    return _beside("fixtures", "DETR_KIT_FIXTURES")
