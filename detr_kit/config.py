@@ -81,7 +81,7 @@ class DataConfig(Section):
 
 
 class ImageSizeConfig(Section):
-    """How pictures are resized; see `detr_kit.preprocess.SizeRule`."""
+    """How pictures are resized; see `detr_kit.sizes.SizeRule`."""
 
     rule: Literal["detr", "yolos_16", "huggingface", "huggingface_16", "fit", "square"] = "detr"
     short_side: int = Field(800, ge=16)

@@ -12,7 +12,8 @@ from detr_kit.boxes import cxcywh_to_xyxy
 from detr_kit.categories import CategoryTable
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
-from detr_kit.structures import ModelOutput, SizeHW
+from detr_kit.sizes import SizeHW
+from detr_kit.structures import ModelOutput
 
 
 def to_detections(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SizeHW = tuple[int, int]
+from detr_kit.sizes import SizeHW
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from detr_kit.categories import CategoryTable
 from detr_kit.errors import DetrKitError
 from detr_kit.prediction import predict_batches
-from detr_kit.preprocess import Preprocessing, SizeRule
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
 from detr_kit.structures import CollatedImages, ImageBatch, ModelOutput
 
 TABLE = CategoryTable((4, 8), ("cat", "dog"))

@@ -13,7 +13,7 @@ from detr_kit.checkpoints.opened import OpenedCheckpoint, class_layer
 from detr_kit.checkpoints.report import LoadReport
 from detr_kit.errors import DetrKitError
 from detr_kit.models.positions import resample_grid
-from detr_kit.structures import SizeHW
+from detr_kit.sizes import SizeHW
 
 # Rows (..., Q, D) of which each belongs to a query.
 _QUERY_KEYS = ("queries.weight", "backbone.det_token")

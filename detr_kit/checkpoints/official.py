@@ -23,7 +23,8 @@ from detr_kit.checkpoints.opened import (
 from detr_kit.config import IMAGENET_MEAN, IMAGENET_STD
 from detr_kit.errors import DetrKitError
 from detr_kit.models.zoo import VARIANTS
-from detr_kit.preprocess import Preprocessing, SizeRule
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
 
 Numbers = dict[str, Any]
 
@@ -183,6 +184,13 @@ def what_else(tensors: Mapping[str, Tensor]) -> str:
         )
     if "detr.query_embed.weight" in tensors:
         return "this is a DETR for segmentation, which is not supported"
+    for family, key in (
+        ("detr", "transformer.decoder.norm.weight"),
+        ("yolos", "backbone.pos_embed"),
+    ):
+        if key in tensors:
+            lacking = next(key for key, known in FAMILY_KEYS.items() if known == family)
+            return f"not a whole {KEY_MAPS[family].name} checkpoint: {lacking} is missing"
     shown = ", ".join(list(tensors)[:3])
     return f"no DETR or YOLOS: its keys ({shown} ...) are of another architecture"
 
@@ -228,6 +236,7 @@ def _detr(ours: Mapping[str, Tensor], known: Numbers, source: str) -> tuple[Numb
         known = known | {"dilation": "dc5" in source.rsplit("/", 1)[-1].lower()}
         says = "says" if known["dilation"] else "does not say"
         notes.append(f"dilation {known['dilation']}, as the file's name {says} dc5")
+    learned = any(key.startswith("positions.") for key in ours)
     numbers = published | {
         "backbone": _resnet_of(ours),
         "backbone_norm": "frozen",
@@ -241,8 +250,8 @@ def _detr(ours: Mapping[str, Tensor], known: Numbers, source: str) -> tuple[Numb
         "feedforward_dim": _shape(ours, "decoder.layers.0.mlp.fc1.weight", 2, DETR_KEYS)[0],
         "num_queries": queries,
         "dropout": known.get("dropout", published["dropout"]),
-        "pre_norm": "encoder.norm.weight" in ours,
-        "position_encoding": "learned" if "positions.rows.weight" in ours else "sine",
+        "pre_norm": any(key.startswith("encoder.norm.") for key in ours),
+        "position_encoding": "learned" if learned else "sine",
     }
     return numbers, notes
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from detr_kit.errors import DetrKitError
-from detr_kit.preprocess import Preprocessing, SizeRule, preprocessing_from
+from detr_kit.preprocess import Preprocessing, preprocessing_from
+from detr_kit.sizes import SizeRule
 
 if TYPE_CHECKING:
     import albumentations

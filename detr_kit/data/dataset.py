@@ -14,7 +14,8 @@ from detr_kit.data.annotations import CocoAnnotations
 from detr_kit.data.augmentation import Pipeline
 from detr_kit.errors import DetrKitError
 from detr_kit.preprocess import read_image
-from detr_kit.structures import SizeHW, Target
+from detr_kit.sizes import SizeHW
+from detr_kit.structures import Target
 
 # The picture (H, W, 3) uint8 as augmented, its objects, and the size of the file it came from.
 Sample = tuple[Tensor, Target, SizeHW]

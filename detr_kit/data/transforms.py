@@ -15,9 +15,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import numpy as np
 
-from detr_kit.preprocess import SizeRule, resize
-
-SizeHW = tuple[int, int]
+from detr_kit.preprocess import resize_for_training
+from detr_kit.sizes import SizeHW, SizeRule
 
 
 class ResizeByRule(A.DualTransform):
@@ -34,7 +33,7 @@ class ResizeByRule(A.DualTransform):
         return {"size_hw": rule.target_hw(tuple(params["shape"][:2]))}
 
     def apply(self, img: np.ndarray, size_hw: SizeHW = (0, 0), **params: Any) -> np.ndarray:
-        return resize(img, size_hw)
+        return resize_for_training(img, size_hw)
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
         return bboxes
@@ -112,7 +111,7 @@ class CropOfRelativeSize(A.DualTransform):
         size_hw: SizeHW = (0, 0),
         **params: Any,
     ) -> np.ndarray:
-        return resize(_crop(img, window), size_hw)
+        return resize_for_training(_crop(img, window), size_hw)
 
     def apply_to_bboxes(
         self, bboxes: np.ndarray, window: tuple[int, int, int, int] = (0, 0, 0, 0), **params: Any

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from detr_kit.structures import SizeHW
+from detr_kit.sizes import SizeHW
 
 
 def pad_to_multiple(pixels: Tensor, padding_mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:

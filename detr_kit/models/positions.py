@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_kit.errors import DetrKitError
-from detr_kit.structures import SizeHW
+from detr_kit.sizes import SizeHW
 
 
 class SinePositions(nn.Module):

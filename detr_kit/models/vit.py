@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from detr_kit.errors import DetrKitError
 from detr_kit.models.positions import CachedResampler
 from detr_kit.models.transformer import EncoderLayer, run_layer
-from detr_kit.structures import ImageBatch, SizeHW
+from detr_kit.sizes import SizeHW
+from detr_kit.structures import ImageBatch
 
 
 class PatchEmbed(nn.Module):

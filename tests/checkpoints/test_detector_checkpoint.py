@@ -19,7 +19,8 @@ from detr_kit.checkpoints.sources import load_detector
 from detr_kit.config import ModelConfig
 from detr_kit.errors import DetrKitError
 from detr_kit.models.zoo import build_model, resolve
-from detr_kit.preprocess import Preprocessing, SizeRule
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
 
 TABLE = CategoryTable((3, 7, 91), ("naïve", "unused_7", "dog"), (True, False, True))
 PREPROCESSING = Preprocessing(SizeRule("yolos_16", 64, None), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -18,7 +18,8 @@ from detr_kit.checkpoints.sources import open_checkpoint
 from detr_kit.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 from detr_kit.errors import DetrKitError
 from detr_kit.models.zoo import build_model, resolve
-from detr_kit.preprocess import Preprocessing, SizeRule
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
 
 SMALL = {
     "detr": {

@@ -19,7 +19,8 @@ from detr_kit.checkpoints.processor import (
 )
 from detr_kit.config import IMAGENET_MEAN, IMAGENET_STD
 from detr_kit.errors import DetrKitError
-from detr_kit.preprocess import Preprocessing, SizeRule
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
 
 FAMILIES = ("detr", "yolos")
 

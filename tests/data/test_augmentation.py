@@ -11,7 +11,8 @@ from detr_kit.config import ImageSizeConfig
 from detr_kit.data.augmentation import eval_pipeline, train_pipeline
 from detr_kit.data.transforms import A, CropOfAbsoluteSize, CropOfRelativeSize, ResizeByRule
 from detr_kit.errors import DetrKitError
-from detr_kit.preprocess import SizeRule, preprocessing_from
+from detr_kit.preprocess import preprocessing_from
+from detr_kit.sizes import SizeRule
 
 OFFICIAL = ImageSizeConfig(train_short_sides=tuple(range(480, 801, 32)))
 SMALL = ImageSizeConfig(short_side=96, long_side=160)

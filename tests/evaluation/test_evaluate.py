@@ -20,7 +20,8 @@ from detr_kit.evaluation import evaluate
 from detr_kit.evaluation.metrics import FIGURES
 from detr_kit.inference import Detector
 from detr_kit.models.zoo import build_model, resolve
-from detr_kit.preprocess import Preprocessing, SizeRule
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
 
 TABLE = CategoryTable((3, 7, 91), ("cat", "dog", "bird"))
 PREPROCESSING = Preprocessing(SizeRule("detr", 48, 96), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))

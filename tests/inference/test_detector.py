@@ -14,7 +14,8 @@ from detr_kit.config import ModelConfig
 from detr_kit.errors import DetrKitError
 from detr_kit.inference import Detector
 from detr_kit.models.zoo import build_model, resolve
-from detr_kit.preprocess import Preprocessing, SizeRule
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
 from detr_kit.structures import ImageBatch, ModelOutput
 
 TABLE = CategoryTable((2, 5, 90), ("cat", "unused_5", "dog"), (True, False, True))

@@ -17,7 +17,8 @@ from detr_kit.matching import HungarianMatcher
 from detr_kit.models import positions
 from detr_kit.models.norms import FrozenBatchNorm2d
 from detr_kit.postprocess import to_detections
-from detr_kit.structures import ModelOutput, SizeHW, TargetBatch
+from detr_kit.sizes import SizeHW
+from detr_kit.structures import ModelOutput, TargetBatch
 from tests.parity.ours import Setup
 
 Patch = pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""Print the time of detr_kit's resize as a ratio to Pillow's, measured in one run on one thread.
+"""Print the time of detr_kit's two resizes as ratios to Pillow's, in one run on one thread.
 
     python tools/benchmark/resize.py [FOLDER] [--pictures N] [--repeats N]
 
@@ -6,9 +6,8 @@ FOLDER holds jpg files; without one it is ../shared/data/coco_mini/val2017, and 
 missing, noise of COCO's picture sizes. Both sides turn the same decoded pictures by turns into the
 sizes of evaluation (800, 512) and smaller ones:
 
-- `arrays`: array in, array out, which is what a pipeline needs: Pillow's time holds the copies
-  into and out of its picture;
-- `bare`: Pillow's `resize` from picture to picture, without these copies.
+- `evaluation` is `preprocess.resize`, `training` is `preprocess.resize_for_training`;
+- the reference is Pillow's `resize`, array in and array out, which is what a pipeline needs.
 
 A ratio of 1 is Pillow's time, 0.5 half of it; min, median and max are over the repeats.
 """
@@ -24,7 +23,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from detr_kit.preprocess import SizeHW, SizeRule, read_image, resize
+from detr_kit.preprocess import read_image, resize, resize_for_training
+from detr_kit.sizes import SizeHW, SizeRule
 
 PICTURES = Path(__file__).resolve().parents[3] / "shared/data/coco_mini/val2017"
 NOISE_SIZES_HW = ((480, 640), (640, 480), (427, 640), (500, 375))
@@ -60,12 +60,11 @@ def seconds(function: Resize, sizes_hw: list[SizeHW]) -> float:
 
 def measure(images: list[np.ndarray], rule: SizeRule, repeats: int) -> dict[str, np.ndarray]:
     """Return the (repeats,) seconds of each side for all pictures."""
-    pil_images = [Image.fromarray(image) for image in images]
     bilinear = Image.Resampling.BILINEAR
     sides: dict[str, Resize] = {
-        "ours": lambda i, hw: resize(images[i], hw),
-        "arrays": lambda i, hw: np.array(Image.fromarray(images[i]).resize(hw[::-1], bilinear)),
-        "bare": lambda i, hw: pil_images[i].resize(hw[::-1], bilinear),
+        "evaluation": lambda i, hw: resize(images[i], hw),
+        "training": lambda i, hw: resize_for_training(images[i], hw),
+        "pillow": lambda i, hw: np.array(Image.fromarray(images[i]).resize(hw[::-1], bilinear)),
     }
     sizes_hw = [rule.target_hw((image.shape[0], image.shape[1])) for image in images]
     rows = [
@@ -85,14 +84,14 @@ def main() -> None:
     images = pictures(arguments.folder, arguments.pictures)
     areas = sorted(image.shape[0] * image.shape[1] / 1e6 for image in images)
     print(f"{len(images)} pictures of {areas[0]:.2f} to {areas[-1]:.2f} megapixels, one thread")
-    print(f"{'':26}{'ms a picture':>13}   {'ratio to arrays':^23}{'ratio to bare':^23}")
-    print(f"{'rule':26}{'ours':>13}   " + f"{'min':>7}{'median':>8}{'max':>7} " * 2)
+    print(f"{'':26}{'ms a picture':>13}   {'evaluation':^23}{'training':^23}")
+    print(f"{'rule':26}{'pillow':>13}   " + f"{'min':>7}{'median':>8}{'max':>7} " * 2)
     for rule in RULES:
         times = measure(images, rule, arguments.repeats)
         line = f"{f'{rule.rule} {rule.short_side}/{rule.long_side}':26}"
-        line += f"{np.median(times['ours']) / len(images) * 1e3:13.2f}   "
-        for side in ("arrays", "bare"):
-            ratio = times["ours"] / times[side]
+        line += f"{np.median(times['pillow']) / len(images) * 1e3:13.2f}   "
+        for side in ("evaluation", "training"):
+            ratio = times[side] / times["pillow"]
             line += f"{ratio.min():7.2f}{np.median(ratio):8.2f}{ratio.max():7.2f} "
         print(line)
 
