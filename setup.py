@@ -20,7 +20,7 @@ REQUIRED = [
     "torchvision>=0.26",  # each release asks for the torch that it was built for
     "accelerate>=1.8",
     "albumentations>=2.0.8,<3",
-    "huggingface_hub>=0.34",
+    "huggingface_hub>=1.3",
     "matplotlib>=3.10.9",
     "msgspec>=0.19",
     "numpy>=2.0",
@@ -37,7 +37,7 @@ REQUIRED = [
     "typer>=0.26",
 ]
 EXTRAS = {
-    "timm": ["timm>=1.0.22"],
+    "timm": ["timm>=1.0.26"],
     "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "demo": ["gradio>=5.30"],
     "test": [
@@ -48,8 +48,8 @@ EXTRAS = {
         "pytest-cov>=6.0",
         "pytest-xdist>=3.6.1",
         "ruff>=0.12",
-        "timm>=1.0.22",
-        "transformers>=4.56",
+        "timm>=1.0.26",
+        "transformers>=5.0",
     ],
 }
 

@@ -1,11 +1,12 @@
 """Compare detr_kit with the official code and with transformers, and print what was found.
 
-    python tools/parity.py [--slow] [-k EXPRESSION]
+    python tools/parity.py [--all] [--slow] [-k EXPRESSION]
 
 Runs tests/parity and prints each comparison's difference in float64 and float32 beside its bound,
-how far the preparation of pictures is apart, and which comparison shows each planted fault. The
-exit status is not zero if anything failed. `--slow` adds the gradients and the float32 results of
-the largest models.
+the largest over the models, how far the preparation of pictures is apart, and which comparison
+shows each planted fault. `--all` prints a row for each model; `--slow` adds what is left out by
+default: gradients and float32 results of the largest models, `Detector.predict` at full size. The
+exit status is not zero if anything failed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-WIDTH = 140  # a pipe has none of its own; rows are not to wrap
+WIDTH = 200  # a pipe has none of its own; rows are not to wrap
 
 
 class Rows:
@@ -48,10 +49,47 @@ class Rows:
 def comparison_table(rows: list[dict[str, Any]]) -> Table:
     table = _table("Comparisons", "comparison", "float64", "bound", "float32", "bound", "passed")
     for row in rows:
-        pairs = [("float64", "bound"), ("float32", "float32_bound")]
-        numbers = [_number(row[key]) for pair in pairs for key in pair]
-        table.add_row(row["comparison"], *numbers, _verdict(row["passed"]))
+        table.add_row(row["comparison"], *_differences(row), _verdict(row["passed"]))
     return table
+
+
+def summary_table(rows: list[dict[str, Any]]) -> Table:
+    """One row for each kind of comparison: the largest difference over its models."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        reference, model, what = _parts(row["comparison"])
+        key = (reference, what, row["bound"], row["float32_bound"])
+        groups.setdefault(key, []).append(row | {"model": model})
+    table = _table(
+        "Comparisons, the largest difference over all models",
+        *("reference", "comparison", "models", "float64", "bound", "float32", "bound", "passed"),
+    )
+    for (reference, what, *_), found in groups.items():
+        worst = found[0] | {
+            kind: max((r[kind] for r in found if r[kind] is not None), default=None)
+            for kind in ("float64", "float32")
+        }
+        models = str(len({row["model"] for row in found}))
+        passed = _verdict(all(row["passed"] for row in found))
+        table.add_row(reference, what, models, *_differences(worst), passed)
+    return table
+
+
+def _parts(comparison: str) -> tuple[str, str, str]:
+    """Return reference, model and what is compared.
+
+    Of "official MODEL, PART: WHAT" and "transformers, MODEL[, WHERE]: WHAT".
+    """
+    subject, _, what = comparison.partition(": ")
+    if subject.startswith("official "):
+        model, _, part = subject.removeprefix("official ").partition(", ")
+        return f"official code ({part})", model, what
+    reference, model, *where = subject.split(", ")
+    return reference, model, ", ".join([what, *where])
+
+
+def _differences(row: dict[str, Any]) -> list[str]:
+    return [_number(row[key]) for key in ("float64", "bound", "float32", "float32_bound")]
 
 
 def picture_table(rows: list[dict[str, Any]]) -> Table:
@@ -72,7 +110,7 @@ def fault_table(rows: list[dict[str, Any]]) -> Table:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
-    texts = ("comparison", "fault", "shown by", "unit")
+    texts = ("comparison", "fault", "reference", "shown by", "unit")
     for column in columns:
         table.add_column(column, no_wrap=True, justify="left" if column in texts else "right")
     return table
@@ -92,6 +130,7 @@ def _verdict(passed: bool) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--all", action="store_true", help="a row for each model")
     parser.add_argument("--slow", action="store_true", help="the slow comparisons too")
     parser.add_argument("-k", metavar="EXPRESSION", help="only tests that match, as in pytest")
     chosen = parser.parse_args()
@@ -104,7 +143,7 @@ def main() -> int:
     status = pytest.main(arguments, plugins=[rows])
     console = Console(width=WIDTH)
     for found, table in (
-        (rows.comparisons, comparison_table),
+        (rows.comparisons, comparison_table if chosen.all else summary_table),
         (rows.pictures, picture_table),
         (rows.faults, fault_table),
     ):

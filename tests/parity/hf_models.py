@@ -121,7 +121,8 @@ _GAINS = (
     (r"encoder_attn\.", 2.0),
     (r"\.self_attn\.o", 0.3),
     (r"\.fc2\.", 0.5),
-    (r"[qk]_proj|\.query\.|\.key\.|bbox_predictor|class_labels", 1.5),
+    (r"bbox_predictor", 1.1),
+    (r"[qk]_proj|\.query\.|\.key\.|class_labels", 1.5),
 )
 _TABLES = r"token|(position|row|column)_embeddings"
 
