@@ -233,7 +233,8 @@ def convert_command(
         f"{sum(opened.spec.categories.used)} used",
     ]
     if opened.dropped:
-        lines.append(f"{len(opened.dropped)} keys dropped: {', '.join(opened.dropped[:5])} ...")
+        shown = ", ".join(opened.dropped[:4]) + (", ..." if len(opened.dropped) > 4 else "")
+        lines.append(f"{len(opened.dropped)} keys dropped ({shown})")
     for line in (*lines, *opened.notes, f"written to {out}"):
         console.print(line, highlight=False, markup=False)
 

@@ -119,16 +119,20 @@ def _detr_backbone(values: Numbers) -> tuple[str, bool, KeyMap]:
     """Return our backbone's name, whether it is dilated, and the map for its style of keys."""
     inner = values["backbone_config"]
     if inner is None or inner.get("model_type") == "timm_backbone":
-        inner = inner or {"backbone": values["backbone"]}
+        # beside a backbone_config, transformers ignores these
+        inner = inner or {
+            "backbone": values["backbone"],
+            "output_stride": 16 if values["dilation"] else None,
+            **(values.get("backbone_kwargs") or {}),
+        }
         name = str(inner.get("backbone")).split(".")[0]  # resnet50.a1_in1k: the same network
         if name not in {known for known, _ in _RESNETS.values()}:
             raise DetrKitError(f"backbone {inner.get('backbone')!r} is not supported")
         stride = inner.get("output_stride")
         _require_last_stage(inner)
-        dilation = bool(values["dilation"]) or stride == 16
         if stride not in (None, 16, 32):
             raise DetrKitError(f"backbone_config.output_stride {stride} is not supported")
-        return name, dilation, DETR_TIMM_KEYS
+        return name, stride == 16, DETR_TIMM_KEYS
     if inner.get("model_type") != "resnet":
         raise DetrKitError(f"backbone_config of type {inner.get('model_type')!r} is not supported")
     resnet = _RESNET_DEFAULTS | inner

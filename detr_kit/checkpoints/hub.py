@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from detr_kit.checkpoints.huggingface import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES, shards_of
 from detr_kit.errors import DetrKitError
 
+_WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def is_hub_name(text: str) -> bool:
     """Whether `text` is written as `owner/name` or `owner/name@revision`.
 
-    Where the owner is a folder here, a mistyped path is more likely than a name.
+    Where the owner is a folder here, or the name ends as a file of weights does, a mistyped path
+    is more likely than a name.
     """
-    return _NAME.fullmatch(text) is not None and not Path(text.split("/")[0]).is_dir()
+    return (
+        _NAME.fullmatch(text) is not None
+        and Path(text).suffix not in _WEIGHT_SUFFIXES
+        and not Path(text.split("/")[0]).is_dir()
+    )
 
 
 def fetch_model(name: str) -> Path:
@@ -43,29 +50,52 @@ def fetch_model(name: str) -> Path:
 
 def _fetch(name: str, file: str, commit: str | None = None) -> Path | None:
     """Return a file of the cache, fetched if need be; None where the model has no such file."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
-    repository, _, revision = name.partition("@")
-    revision = commit or revision or "main"
-    if commit is not None:
-        cached = try_to_load_from_cache(repository, file, revision=commit)
-        if cached is not None:  # a path, or a mark that the model is known to have no such file
-            return Path(cached) if isinstance(cached, str) else None
+    repository, _, asked = name.partition("@")
+    revision = commit or asked or "main"
     try:
+        cached = try_to_load_from_cache(repository, file, revision=revision)
+        if commit is not None and cached is not None:
+            # A path, or a mark that the model is known to have no such file.
+            return Path(cached) if isinstance(cached, str) else None
+        if cached is None:
+            # hf_hub_download tries for half a minute; this asks once whether there is a hub.
+            with suppress(EntryNotFoundError):  # the cache is to remember that there is none
+                get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
         return Path(hf_hub_download(repository, file, revision=revision))
     except LocalEntryNotFoundError as error:
-        raise DetrKitError(
-            f"{name}: no such file or folder here, and as a model of the Hugging Face hub its "
-            f"{file} is not in the cache and the hub cannot be reached; with network, fetch it "
-            f"by `hf download {repository}`, or give a local folder"
-        ) from error
+        raise _unreachable(name, file) from error
     except EntryNotFoundError:
         return None
-    # Every layer down to the socket has its own exceptions.
-    except Exception as error:
+    except (HfHubHTTPError, HFValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DetrKitError(
             f"{name}: no such file or folder here, and the Hugging Face hub does not give its "
             f"{file}: {reason}"
         ) from error
+    # Every layer down to the socket has its own exceptions.
+    except Exception as error:
+        raise _unreachable(name, file) from error
+
+
+def _unreachable(name: str, file: str) -> DetrKitError:
+    repository, _, asked = name.partition("@")
+    command = f"hf download {repository}" + (f" --revision {asked}" if asked else "")
+    return DetrKitError(
+        f"{name}: no such file or folder here, and as a model of the Hugging Face hub its {file} "
+        f"is not in the cache and the hub cannot be reached; with network, fetch it by "
+        f"`{command}`, or give a local folder"
+        + (", which may lack it" if file == PROCESSOR_FILE else "")
+    )

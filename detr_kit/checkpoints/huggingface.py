@@ -16,6 +16,7 @@ from torch import Tensor
 from detr_kit.categories import CategoryTable
 from detr_kit.checkpoints.detector import DetectorSpec
 from detr_kit.checkpoints.hf_config import Numbers, config_from_numbers, numbers_from_config
+from detr_kit.checkpoints.keymap import KeyMap
 from detr_kit.checkpoints.opened import OpenedCheckpoint, changed_architecture, class_layer
 from detr_kit.checkpoints.processor import (
     default_preprocessing,
@@ -66,7 +67,9 @@ def open_huggingface(
     else:
         preprocessing = default_preprocessing(family)
         notes = (f"no {PROCESSOR_FILE}: the {family} processor's defaults are used",)
-    spec = DetectorSpec(numbers, _categories(config, ours, path), preprocessing, origin=source)
+    spec = DetectorSpec(
+        numbers, _categories(config, ours, key_map, path), preprocessing, origin=source
+    )
     return OpenedCheckpoint(source, key_map.name, spec, ours, dropped, notes, key_map=key_map)
 
 
@@ -117,14 +120,23 @@ def huggingface_files(
     config["id2label"] = labels
     config["label2id"] = {name: int(column) for column, name in labels.items()}
     processor = processor_json(spec.preprocessing, spec.architecture["family"])
-    return config, processor, key_map.to_theirs(tensors), processor_notes(spec.preprocessing)
+    notes = processor_notes(spec.preprocessing)
+    if spec.categories.ids != tuple(range(len(spec.categories))):
+        notes += ("category ids become the numbers of their columns, from 0; names are kept",)
+    return config, processor, key_map.to_theirs(tensors), notes
 
 
-def _categories(config: Numbers, ours: Mapping[str, Tensor], path: Path) -> CategoryTable:
+def _categories(
+    config: Numbers, ours: Mapping[str, Tensor], key_map: KeyMap, path: Path
+) -> CategoryTable:
     """Return the table of `id2label`; columns are the ids, as transformers reports them."""
     labels = config.get("id2label")
     if labels is None:
-        columns = len(ours[f"{class_layer(ours)}.bias"]) - 1
+        bias = f"{class_layer(ours)}.bias"
+        columns = ours[bias].numel() - 1 if bias in ours else 0
+        if columns < 1:
+            key = ", ".join(key_map.to_theirs_keys(bias)) or bias
+            raise DetrKitError(f"{path}: no id2label, and {key} does not count the categories")
         labels = {str(column): f"LABEL_{column}" for column in range(columns)}
     try:
         named = {int(column): str(name) for column, name in labels.items()}

@@ -50,7 +50,7 @@ class KeyMap:
         """Return the tensors under our names, and the dropped keys.
 
         Raises DetrKitError that lists the keys which no rule knows, and the parts of a stack that
-        are missing.
+        are missing or differ in shape.
         """
         stacks: dict[str, dict[int, Tensor]] = {}
         dropped: list[str] = []
@@ -66,17 +66,24 @@ class KeyMap:
             if part in parts:
                 repeated.append(key)
             parts[part] = tensor
-        missing = [
-            their_key
-            for ours, parts in stacks.items()
-            for part, their_key in enumerate(self.to_theirs_keys(ours))
-            if part not in parts
-        ]
+        missing: list[str] = []
+        uneven: list[str] = []
+        for ours, parts in stacks.items():
+            keys = self.to_theirs_keys(ours)
+            missing += [key for part, key in enumerate(keys) if part not in parts]
+            shapes = {part: tuple(parts[part].shape) for part in sorted(parts)}
+            if len(keys) > 1 and (len(set(shapes.values())) > 1 or () in shapes.values()):
+                uneven += [f"{keys[part]} {shape}" for part, shape in shapes.items()]
         _raise_faults(
             f"not {self._article} {self.name} checkpoint",
-            {"unknown": unknown, "twice": repeated, "missing": missing},
+            {
+                "unknown": unknown,
+                "twice": repeated,
+                "missing": missing,
+                "of shapes that do not stack": uneven,
+            },
         )
-        return {ours: _stacked(ours, parts) for ours, parts in stacks.items()}, tuple(dropped)
+        return {ours: _stacked(parts) for ours, parts in stacks.items()}, tuple(dropped)
 
     def to_theirs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return our tensors under their names, without those that such a checkpoint drops.
@@ -180,14 +187,9 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
-def _stacked(ours: str, parts: Mapping[int, Tensor]) -> Tensor:
+def _stacked(parts: Mapping[int, Tensor]) -> Tensor:
     ordered = [parts[part] for part in sorted(parts)]
-    if len(ordered) == 1:
-        return ordered[0]
-    if len({tensor.shape for tensor in ordered}) > 1:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in ordered)
-        raise DetrKitError(f"the parts of {ours} differ in shape: {shapes}")
-    return torch.cat(ordered)
+    return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
 
 
 def _raise_faults(heading: str, faults: Mapping[str, Collection[str]]) -> None:

@@ -135,11 +135,9 @@ def open_official(
         preprocessing = _preprocessing(family, numbers, args)
     except DetrKitError as error:
         raise DetrKitError(f"{source}: {error}") from error
-    notes += made_up
     spec = DetectorSpec(numbers, table, preprocessing, origin=source)
-    return OpenedCheckpoint(
-        source, key_map.name, spec, ours, dropped, tuple(notes), key_map=key_map
-    )
+    told = (*notes, *made_up)
+    return OpenedCheckpoint(source, key_map.name, spec, ours, dropped, told, key_map=key_map)
 
 
 def official_tensors(

@@ -74,7 +74,7 @@ def changed_architecture(
 ) -> dict[str, Any]:
     """Return the numbers with a user's `changes`, which are settings of a config's `model`.
 
-    As there, None changes nothing.
+    As there, None and "auto" change nothing.
 
     Raises DetrKitError for a setting that the family does not have and for a value out of range.
     """
@@ -94,4 +94,4 @@ def changed_architecture(
         key = ".".join(str(part) for part in fault["loc"])
         raise DetrKitError(f"{source}: {key}: {fault['msg']}, got {fault['input']!r}") from error
     given = {key: getattr(checked, key) for key in changes}
-    return {**numbers, **{key: value for key, value in given.items() if value is not None}}
+    return {**numbers, **{key: value for key, value in given.items() if value not in (None, "auto")}}

@@ -43,20 +43,12 @@ def open_checkpoint(
     Nothing is unpickled but tensors and plain values, and nothing but `source` is read. Raises
     DetrKitError where it is not a detector, or not a whole one.
     """
-    folder = _own_folder(Path(source))
-    if categories is not None and (folder is not None or Path(source).is_dir()):
+    opened = _open_named(source, architecture)
+    if opened is None:
+        return _open_weights(Path(source), architecture, categories)
+    if categories is not None:
         raise DetrKitError(f"{source}: it names its categories itself")
-    if folder is not None:
-        return _open_own(folder, architecture)
-    path = Path(source)
-    if (path / CONFIG_FILE).is_file():
-        return open_huggingface(path, source=str(source), architecture=architecture)
-    if path.is_file():
-        return _open_file(path, architecture, categories)
-    if isinstance(source, str) and not path.exists() and is_hub_name(source):
-        return open_huggingface(fetch_model(source), source=source, architecture=architecture)
-    found = "is none of these" if path.exists() else "does not exist"
-    raise DetrKitError(f"{source}: {_ACCEPTED}; this {found}")
+    return opened
 
 
 def load_detector(
@@ -86,13 +78,32 @@ def _open_own(folder: Path, architecture: Mapping[str, Any] | None) -> OpenedChe
     return OpenedCheckpoint(str(folder), "detr_kit", spec, read_tensors(folder / MODEL_FILE))
 
 
-def _open_file(
+def _open_named(
+    source: str | Path, architecture: Mapping[str, Any] | None
+) -> OpenedCheckpoint | None:
+    """Open what names its categories itself; None for a file of weights alone."""
+    path = Path(source)
+    folder = _own_folder(path)
+    if folder is not None:
+        return _open_own(folder, architecture)
+    if (path / CONFIG_FILE).is_file():
+        return open_huggingface(path, source=str(source), architecture=architecture)
+    if path.is_file():
+        beside = path.parent
+        if path.name == MODEL_FILE and (beside / SPEC_FILE).is_file():
+            return _open_own(beside, architecture)
+        if path.name in WEIGHT_FILES and (beside / CONFIG_FILE).is_file():
+            return open_huggingface(beside, source=str(beside), architecture=architecture)
+        return None
+    if isinstance(source, str) and not path.exists() and is_hub_name(source):
+        return open_huggingface(fetch_model(source), source=source, architecture=architecture)
+    found = "is none of these" if path.exists() else "does not exist"
+    raise DetrKitError(f"{source}: {_ACCEPTED}; this {found}")
+
+
+def _open_weights(
     path: Path, architecture: Mapping[str, Any] | None, categories: Mapping[int, str] | None
 ) -> OpenedCheckpoint:
-    if path.name == MODEL_FILE and (path.parent / SPEC_FILE).is_file():
-        return _open_own(path.parent, architecture)
-    if path.name in WEIGHT_FILES and (path.parent / CONFIG_FILE).is_file():
-        return open_huggingface(path.parent, source=str(path.parent), architecture=architecture)
     content = read_checkpoint(path)
     if "model.query_position_embeddings.weight" in content.tensors or (
         "vit.embeddings.detection_tokens" in content.tensors
