@@ -94,4 +94,5 @@ def changed_architecture(
         key = ".".join(str(part) for part in fault["loc"])
         raise DetrKitError(f"{source}: {key}: {fault['msg']}, got {fault['input']!r}") from error
     given = {key: getattr(checked, key) for key in changes}
-    return {**numbers, **{key: value for key, value in given.items() if value not in (None, "auto")}}
+    kept = {key: value for key, value in given.items() if value not in (None, "auto")}
+    return {**numbers, **kept}
