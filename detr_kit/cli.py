@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from detr_kit.errors import DetrKitError
 
@@ -190,7 +191,7 @@ def info_command(
 
     console = Console()
     for name, value in describe(source, size_hw=size).items():
-        console.print(f"[bold]{name:12}[/bold] {value}", highlight=False)
+        console.print(f"[bold]{name:12}[/bold] {escape(value)}", highlight=False)
 
 
 @app.command("convert")
@@ -215,6 +216,7 @@ def convert_command(
 ) -> None:
     """Write a DETR or YOLOS of any kind in another form."""
     from detr_kit.checkpoints.convert import convert
+    from detr_kit.checkpoints.listing import listed
     from detr_kit.config import parse_overrides
     from detr_kit.data.annotations import load_annotations
 
@@ -228,13 +230,14 @@ def convert_command(
     )
     console = Console(soft_wrap=True)
     lines = [
-        f"{source}: {opened.key_map.name if opened.key_map else 'detr_kit'}",
+        f"{source}: {opened.kind}",
         f"{len(opened.tensors)} tensors, {len(opened.spec.categories)} class columns, "
         f"{sum(opened.spec.categories.used)} used",
     ]
     if opened.dropped:
-        shown = ", ".join(opened.dropped[:4]) + (", ..." if len(opened.dropped) > 4 else "")
-        lines.append(f"{len(opened.dropped)} keys dropped ({shown})")
+        lines.append(f"{len(opened.dropped)} keys dropped: {listed(opened.dropped, 4)}")
+        assert opened.key_map is not None
+        lines += sorted({opened.key_map.dropped_because(key) for key in opened.dropped})
     for line in (*lines, *opened.notes, f"written to {out}"):
         console.print(line, highlight=False, markup=False)
 

@@ -23,6 +23,14 @@ from rich.table import Table
 REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH = 200  # a pipe has none of its own; rows are not to wrap
 
+LEGEND = """
+Both sides have the same random weights and get the same pictures. Differences are the largest
+absolute ones, in the unit of what is compared: logits as they are, boxes in [0, 1] unless pixels
+are named. Gradients: their norms, and their sums of products with random numbers (probes), both
+relative to the norm. `sample` is the part of the official code's results that is kept in
+tests/parity, `full` all of ../shared/fixtures, left out where that is missing.
+"""
+
 
 class Rows:
     """A pytest plugin that keeps what tests recorded."""
@@ -149,6 +157,11 @@ def main() -> int:
     ):
         if found:
             console.print(table(found))
+    console.print(LEGEND, highlight=False)
+    found = [*rows.comparisons, *rows.pictures, *rows.faults]
+    shown = f"{len(rows.comparisons) + len(rows.pictures)} comparisons, {len(rows.faults)} faults"
+    failed = sum(not row["passed"] for row in found)
+    console.print(f"{shown}: {failed} failed" if failed else f"{shown}: all passed")
     return int(status)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from detr_kit.checkpoints.detector import DetectorSpec, save_detector
 from detr_kit.checkpoints.huggingface import CONFIG_FILE, PROCESSOR_FILE, huggingface_files
-from detr_kit.checkpoints.official import official_tensors
+from detr_kit.checkpoints.official import official_content
 from detr_kit.checkpoints.opened import OpenedCheckpoint
 from detr_kit.checkpoints.sources import open_checkpoint
 from detr_kit.errors import DetrKitError
@@ -43,6 +43,10 @@ def convert(
     out = Path(out)
     if out.exists():
         raise DetrKitError(f"{out}: it exists; give a new name")
+    if form == "official" and out.suffix != ".pth":
+        raise DetrKitError(f"{out}: official weights are one file; give a name in .pth")
+    if form != "official" and out.suffix == ".pth":
+        raise DetrKitError(f"{out}: the form {form} is a folder; only official weights are a .pth")
     opened = open_checkpoint(source, architecture, categories)
     model = opened.build()  # also the proof that nothing is missing
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -61,11 +65,9 @@ def convert(
 
 
 def _write_official(out: Path, tensors: Tensors, spec: DetectorSpec) -> tuple[str, ...]:
-    if out.suffix != ".pth":
-        raise DetrKitError(f"{out}: official weights are one file; give a name in .pth")
-    weights, notes = official_tensors(tensors, spec.architecture)
+    content, notes = official_content(tensors, spec)
     with atomic_write(out) as path:
-        torch.save({"model": weights}, path)
+        torch.save(content, path)
     return notes
 
 

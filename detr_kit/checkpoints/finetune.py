@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_kit.categories import CategoryTable
+from detr_kit.checkpoints.listing import listed
 from detr_kit.checkpoints.opened import OpenedCheckpoint, class_layer
 from detr_kit.checkpoints.report import LoadReport
 from detr_kit.errors import DetrKitError
@@ -22,9 +23,12 @@ _POSITION_KEYS = {
     "backbone.pos_embed": "position_size_hw",
     "backbone.mid_pos_embed": "mid_position_size_hw",
 }
-# Settings that change what the same weights compute.
+# Settings that change what the same weights compute, or how many of them there are.
 _SILENT_SETTINGS = (
+    "decoder_layers",
+    "depth",
     "dilation",
+    "encoder_layers",
     "norm_eps",
     "num_heads",
     "position_encoding",
@@ -43,52 +47,54 @@ def load_for_finetuning(
 
     Class columns are matched by name, whatever their order and letter case; the columns of new
     categories keep their initialisation. With another number of queries the first ones are kept;
-    position tables of another grid are resampled. Raises DetrKitError that lists every other
-    tensor whose shape differs; the model is then untouched.
+    position tables of another grid are resampled. Layers that only one side has are left as
+    initialised, or dropped, and said. Raises DetrKitError for another family or backbone, and
+    where another tensor's shape differs; the model is then untouched.
     """
+    theirs = opened.spec.architecture
+    require_same_kind(architecture, opened)
     own, source = model.state_dict(), opened.tensors
-    if architecture["family"] != opened.spec.architecture["family"]:
-        raise DetrKitError(
-            f"{opened.source}: a {opened.spec.architecture['family'].upper()}, but the configured "
-            f"model is a {architecture['family'].upper()}"
-        )
     columns = _kept_columns(categories, opened.spec.categories)
-    merged: dict[str, Tensor] = {}
-    loaded: list[str] = []
-    partial: list[str] = []
-    wrong: list[str] = []
     class_keys = {f"{class_layer(own)}.{part}" for part in ("weight", "bias")}
-    for name in own.keys() & source.keys():
+    merged: dict[str, Tensor] = {}
+    wrong: list[str] = []
+    for name in sorted(own.keys() & source.keys()):
         tensor, given = own[name], source[name]
         if name in class_keys and tensor.shape[1:] == given.shape[1:]:
-            new = _match_classes(tensor, given, columns)
+            merged[name] = _match_classes(tensor, given, columns)
         elif name in _QUERY_KEYS and tensor.shape[-1] == given.shape[-1]:
-            new = _first_rows(tensor, given)
+            merged[name] = _first_rows(tensor, given)
         elif name in _POSITION_KEYS and _tables_agree(tensor, given):
-            new = _fit_positions(
-                tensor, given, _layout(name, architecture), _layout(name, opened.spec.architecture)
-            )
+            layouts = (_layout(name, numbers) for numbers in (architecture, theirs))
+            merged[name] = _fit_positions(tensor, given, *layouts)
         elif tensor.shape == given.shape:
-            new = given
+            merged[name] = given
         else:
             wrong.append(f"{name} {tuple(given.shape)} for {tuple(tensor.shape)}")
-            continue
-        merged[name] = new
-        (loaded if new is given else partial).append(name)
     if wrong:
         raise DetrKitError(
-            f"{opened.source}: tensors of other shapes than the configured model's: "
-            f"{', '.join(sorted(wrong))}"
+            f"{opened.source}: tensors of other shapes than the configured model's: {listed(wrong)}"
         )
     model.load_state_dict(merged, strict=False)
     return LoadReport(
         source=opened.source,
-        loaded=tuple(sorted(loaded)),
+        loaded=tuple(name for name in merged if merged[name] is source[name]),
         missing=tuple(sorted(own.keys() - source.keys())),
         dropped=tuple(sorted(source.keys() - own.keys())),
-        partial=tuple(sorted(partial)),
+        partial=tuple(name for name in merged if merged[name] is not source[name]),
         notes=_notes(architecture, opened, categories, columns),
     )
+
+
+def require_same_kind(architecture: Mapping[str, Any], opened: OpenedCheckpoint) -> None:
+    """Raise DetrKitError where the weights are of another family or of another backbone."""
+    theirs = opened.spec.architecture
+    for key in ("family", "backbone"):
+        if architecture.get(key) != theirs.get(key):
+            raise DetrKitError(
+                f"{opened.source}: its {key} is {theirs.get(key)}, but the configured model's is "
+                f"{architecture.get(key)}"
+            )
 
 
 def _kept_columns(own: CategoryTable, source: CategoryTable) -> dict[int, int]:
@@ -161,8 +167,8 @@ def _notes(
     new = [name for column, name in enumerate(categories.names) if column not in columns]
     notes = [
         f"classes: {len(kept)} of {len(categories)} kept by name"
-        + (f" ({_some(kept)})" if kept else "")
-        + (f", new: {_some(new)}" if new else "")
+        + (f" ({listed(kept)})" if kept else "")
+        + (f", new: {listed(new)}" if new else "")
     ]
     queries, given = architecture["num_queries"], theirs["num_queries"]
     if queries != given:
@@ -179,13 +185,9 @@ def _notes(
                     f"patches to {grid[0]} x {grid[1]}"
                 )
     notes += [
-        f"warning: {key} is {architecture[key]} here and {theirs[key]} in the checkpoint, "
-        f"whose weights were made for that"
+        f"warning: {key} is {architecture[key]} here and {theirs[key]} in the checkpoint, whose "
+        f"weights were made for that"
         for key in _SILENT_SETTINGS
         if key in architecture and key in theirs and architecture[key] != theirs[key]
     ]
     return (*notes, *opened.notes)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

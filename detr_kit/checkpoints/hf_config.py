@@ -10,8 +10,9 @@ from typing import Any
 
 from detr_kit.checkpoints.hf_keys import DETR_RESNET_KEYS, DETR_TIMM_KEYS, YOLOS_KEYS
 from detr_kit.checkpoints.keymap import KeyMap
+from detr_kit.checkpoints.resnets import RESNETS, stage_widths
 from detr_kit.errors import DetrKitError
-from detr_kit.models.zoo import VARIANTS
+from detr_kit.models.zoo import NORM_EPS, VARIANTS
 
 Numbers = dict[str, Any]
 
@@ -55,14 +56,9 @@ _RESNET_DEFAULTS: Numbers = {
     "downsample_in_first_stage": False,
     "embedding_size": 64,
     "hidden_act": "relu",
+    "hidden_sizes": (256, 512, 1024, 2048),
     "layer_type": "bottleneck",
     "num_channels": 3,
-}
-_RESNETS = {
-    ("basic", (2, 2, 2, 2)): ("resnet18", (64, 128, 256, 512)),
-    ("basic", (3, 4, 6, 3)): ("resnet34", (64, 128, 256, 512)),
-    ("bottleneck", (3, 4, 6, 3)): ("resnet50", (256, 512, 1024, 2048)),
-    ("bottleneck", (3, 4, 23, 3)): ("resnet101", (256, 512, 1024, 2048)),
 }
 
 
@@ -118,6 +114,8 @@ def _detr(config: Numbers) -> tuple[Numbers, KeyMap]:
 def _detr_backbone(values: Numbers) -> tuple[str, bool, KeyMap]:
     """Return our backbone's name, whether it is dilated, and the map for its style of keys."""
     inner = values["backbone_config"]
+    if inner is None and not values["use_timm_backbone"]:
+        inner = {"model_type": "resnet"}
     if inner is None or inner.get("model_type") == "timm_backbone":
         # beside a backbone_config, transformers ignores these
         inner = inner or {
@@ -126,7 +124,7 @@ def _detr_backbone(values: Numbers) -> tuple[str, bool, KeyMap]:
             **(values.get("backbone_kwargs") or {}),
         }
         name = str(inner.get("backbone")).split(".")[0]  # resnet50.a1_in1k: the same network
-        if name not in {known for known, _ in _RESNETS.values()}:
+        if name not in RESNETS.values():
             raise DetrKitError(f"backbone {inner.get('backbone')!r} is not supported")
         stride = inner.get("output_stride")
         _require_last_stage(inner)
@@ -140,11 +138,13 @@ def _detr_backbone(values: Numbers) -> tuple[str, bool, KeyMap]:
         _require(resnet, key, _RESNET_DEFAULTS[key], "backbone_config.")
     _require(resnet, "hidden_act", "relu", "backbone_config.")
     _require_last_stage(inner)
-    kind = (resnet["layer_type"], tuple(resnet["depths"]))
-    name, widths = _RESNETS.get(kind, ("", ()))
-    if not name or tuple(resnet.get("hidden_sizes", (256, 512, 1024, 2048))) != widths:
-        raise DetrKitError(f"backbone_config: a ResNet of {kind[1]} {kind[0]} layers is not known")
-    return name, False, DETR_RESNET_KEYS
+    depths, bottleneck = tuple(resnet["depths"]), resnet["layer_type"] == "bottleneck"
+    resnet_name = RESNETS.get((depths, bottleneck))
+    if resnet_name is None or tuple(resnet["hidden_sizes"]) != stage_widths(bottleneck):
+        raise DetrKitError(
+            f"backbone_config: a ResNet of {depths} {resnet['layer_type']} layers is not known"
+        )
+    return resnet_name, False, DETR_RESNET_KEYS
 
 
 def _require_last_stage(inner: Numbers) -> None:
@@ -188,7 +188,7 @@ def _detr_config(numbers: Numbers) -> Numbers:
     unfit = [
         f"{key} {numbers[key]}"
         for key, fits in (
-            ("backbone", {name for name, _ in _RESNETS.values()}),
+            ("backbone", set(RESNETS.values())),
             ("backbone_stages", {None, 4}),
             ("backbone_norm", {"frozen", "batch"}),
             ("pre_norm", {False}),
@@ -235,7 +235,7 @@ def _yolos_config(numbers: Numbers) -> Numbers:
         "hidden_size": numbers["hidden_dim"],
         "image_size": list(size_hw),
         "intermediate_size": numbers["feedforward_dim"],
-        "layer_norm_eps": numbers.get("norm_eps", 1e-6),
+        "layer_norm_eps": numbers.get("norm_eps", NORM_EPS),
         "num_attention_heads": numbers["num_heads"],
         "num_detection_tokens": numbers["num_queries"],
         "num_hidden_layers": numbers["depth"],

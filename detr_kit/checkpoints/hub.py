@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: fetched once, then read from its cache."""
+"""Models of the Hugging Face hub, through its cache."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def is_hub_name(text: str) -> bool:
-    """Whether `text` is written as `owner/name` or `owner/name@revision`.
+def looks_like_hub_name(text: str) -> bool:
+    """Whether `text` is written as `owner/name` or `owner/name@revision`, and not as a file's."""
+    return _NAME.fullmatch(text) is not None and Path(text).suffix not in _WEIGHT_SUFFIXES
 
-    Where the owner is a folder here, or the name ends as a file of weights does, a mistyped path
-    is more likely than a name.
+
+def is_hub_name(text: str) -> bool:
+    """Whether `text` is to be taken for a name of the hub.
+
+    Where the owner is a folder here, a mistyped path is more likely.
     """
-    return (
-        _NAME.fullmatch(text) is not None
-        and Path(text).suffix not in _WEIGHT_SUFFIXES
-        and not Path(text.split("/")[0]).is_dir()
-    )
+    return looks_like_hub_name(text) and not Path(text.split("/")[0]).is_dir()
 
 
 def fetch_model(name: str) -> Path:
@@ -85,17 +85,18 @@ def _fetch(name: str, file: str, commit: str | None = None) -> Path | None:
             f"{name}: no such file or folder here, and the Hugging Face hub does not give its "
             f"{file}: {reason}"
         ) from error
-    # Every layer down to the socket has its own exceptions.
+    # Every layer down to the socket and the disk has its own exceptions.
     except Exception as error:
-        raise _unreachable(name, file) from error
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise _unreachable(name, file, f" ({reason})") from error
 
 
-def _unreachable(name: str, file: str) -> DetrKitError:
+def _unreachable(name: str, file: str, reason: str = "") -> DetrKitError:
     repository, _, asked = name.partition("@")
     command = f"hf download {repository}" + (f" --revision {asked}" if asked else "")
     return DetrKitError(
         f"{name}: no such file or folder here, and as a model of the Hugging Face hub its {file} "
-        f"is not in the cache and the hub cannot be reached; with network, fetch it by "
+        f"is not in the cache and cannot be fetched{reason}; with network, fetch it by "
         f"`{command}`, or give a local folder"
         + (", which may lack it" if file == PROCESSOR_FILE else "")
     )

@@ -140,13 +140,19 @@ def _categories(
         labels = {str(column): f"LABEL_{column}" for column in range(columns)}
     try:
         named = {int(column): str(name) for column, name in labels.items()}
-        names = [named[column] for column in range(len(named))]
+        names = _distinct([named[column] for column in range(len(named))])
     except (KeyError, ValueError, AttributeError) as error:
         raise DetrKitError(f"{path}: id2label does not number its labels from 0") from error
     try:
         return CategoryTable.from_columns(names, unused=UNUSED_LABEL)
     except DetrKitError as error:
         raise DetrKitError(f"{path}: id2label: {error}") from error
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Number names that several columns have; transformers allows them, evaluation cannot."""
+    twice = {name for name in names if names.count(name) > 1} - {UNUSED_LABEL}
+    return [f"{name} ({column})" if name in twice else name for column, name in enumerate(names)]
 
 
 def _read_json(path: Path) -> Numbers:

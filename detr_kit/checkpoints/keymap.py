@@ -14,10 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from detr_kit.checkpoints.listing import listed
 from detr_kit.errors import DetrKitError
 
 _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "rest": ".+"}
-LISTED = 10  # names of tensors in one error
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,11 @@ class KeyMap:
                 return tuple(part.format(**match.groupdict()) for part in rule.parts)
         return ()
 
+    def dropped_because(self, key: str) -> str:
+        """Return the reason for a dropped key."""
+        reasons = zip(self._dropped_patterns, self.dropped.values(), strict=True)
+        return next(reason for pattern, reason in reasons if pattern.fullmatch(key))
+
     @property
     def _article(self) -> str:
         return "an" if self.name[0] in "aeio" else "a"
@@ -193,11 +198,6 @@ def _stacked(parts: Mapping[int, Tensor]) -> Tensor:
 
 
 def _raise_faults(heading: str, faults: Mapping[str, Collection[str]]) -> None:
-    told = [f"{kind}: {_first(list(names))}" for kind, names in faults.items() if names]
+    told = [f"{kind}: {listed(list(names))}" for kind, names in faults.items() if names]
     if told:
         raise DetrKitError(f"{heading}; {'; '.join(told)}")
-
-
-def _first(names: list[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

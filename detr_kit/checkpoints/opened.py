@@ -36,12 +36,22 @@ class OpenedCheckpoint:
     notes: tuple[str, ...] = ()
     key_map: KeyMap | None = None
 
+    def check(self) -> None:
+        """Raise DetrKitError where `build` would."""
+        with torch.device("meta"):
+            self._fitting_model()
+
     def build(self) -> nn.Module:
         """Return the model, on the CPU and in evaluation mode; the random state stays as it was.
 
         Raises DetrKitError where no model has the architecture, or where tensors are missing,
         unexpected or of another shape, listing them.
         """
+        model = self._fitting_model()
+        model.load_state_dict(self.tensors)
+        return model.eval()
+
+    def _fitting_model(self) -> nn.Module:
         try:
             with torch.random.fork_rng(devices=[]):
                 model = build_model(self.spec.architecture, num_classes=len(self.spec.categories))
@@ -52,8 +62,7 @@ class OpenedCheckpoint:
                 f"{self.source}: no model has this architecture: {error!r}"
             ) from error
         require_fit(self.source, model.state_dict(), self.tensors, self.key_map)
-        model.load_state_dict(self.tensors)
-        return model.eval()
+        return model
 
 
 def count_layers(keys: Iterable[str], prefix: str) -> int:
@@ -67,6 +76,19 @@ def class_layer(keys: Iterable[str]) -> str:
     """Return the name of the class head's output layer, whose rows are the class columns."""
     prefix = "heads.class_head.layers."
     return f"{prefix}{count_layers(keys, prefix) - 1}"
+
+
+def shape_of(
+    ours: Mapping[str, Tensor], key: str, dimensions: int, key_map: KeyMap
+) -> tuple[int, ...]:
+    """Return a tensor's shape; raises where it is missing, empty or of other dimensions."""
+    named = ", ".join(key_map.to_theirs_keys(key)) or key
+    if key not in ours:
+        raise DetrKitError(f"not a whole {key_map.name} checkpoint: {named} is missing")
+    shape = tuple(ours[key].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise DetrKitError(f"{named} has the shape {shape}, expected {dimensions} dimensions")
+    return shape
 
 
 def changed_architecture(

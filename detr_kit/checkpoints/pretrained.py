@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from detr_kit.checkpoints.listing import listed
 from detr_kit.checkpoints.reading import read_tensors
 from detr_kit.checkpoints.report import LoadReport
 from detr_kit.checkpoints.vit_npz import read_vit_npz
@@ -24,6 +26,14 @@ DEIT_BY_WIDTH = {
 }
 # What a ViT classifier holds besides its trunk: heads, and the token of distillation.
 VIT_CLASSIFIER = ("head.", "head_dist.", "pre_logits.", "fc_norm.", "dist_token")
+# What only detectors have: detr_kit's, the official ones, transformers'.
+DETECTOR_KEYS = frozenset(
+    {
+        "heads.box_head.layers.0.weight",
+        "bbox_embed.layers.0.weight",
+        "bbox_predictor.layers.0.weight",
+    }
+)
 # What a YOLOS has besides a classifier's trunk: it stays as initialised.
 DETECTION_ONLY = ("det_token", "mid_pos_embed")
 
@@ -36,6 +46,11 @@ def load_backbone_weights(model: nn.Module, source: str) -> LoadReport:
     embeddings. Raises DetrKitError, naming the source and the keys, where that does not hold, and
     where "imagenet" weights cannot be downloaded.
     """
+    if Path(source).is_dir():
+        raise DetrKitError(
+            f"{source}: a folder; model.backbone_weights takes a file of a classifier's weights, "
+            "model.init_from a detector"
+        )
     backbone = model.backbone
     if isinstance(backbone, ViT):
         return _load_vit(backbone, source)
@@ -44,8 +59,18 @@ def load_backbone_weights(model: nn.Module, source: str) -> LoadReport:
     raise DetrKitError(f"{source}: {type(backbone).__name__} is no backbone that takes weights")
 
 
+def _classifier_tensors(source: str) -> dict[str, Tensor]:
+    """Read a file; raises DetrKitError where it holds a detector."""
+    tensors = read_tensors(source)
+    if not DETECTOR_KEYS.isdisjoint(tensors):
+        raise DetrKitError(
+            f"{source}: a detector's weights, not a classifier's: give them as model.init_from"
+        )
+    return tensors
+
+
 def _load_cnn(backbone: Backbone, source: str) -> LoadReport:
-    tensors = _named_cnn(backbone.name) if source == "imagenet" else read_tensors(source)
+    tensors = _named_cnn(backbone.name) if source == "imagenet" else _classifier_tensors(source)
     state = backbone.body.state_dict()
     fitting: dict[str, Tensor] = {}
     left = []
@@ -89,7 +114,7 @@ def _load_vit(vit: ViT, source: str) -> LoadReport:
 def _vit_tensors(vit: ViT, source: str) -> dict[str, Tensor]:
     if source == "imagenet":
         return dict(_named_vit(vit))
-    return read_vit_npz(source) if source.endswith(".npz") else read_tensors(source)
+    return read_vit_npz(source) if source.endswith(".npz") else _classifier_tensors(source)
 
 
 def _detector_positions(vit: ViT, positions: Tensor, *, distilled: bool, source: str) -> Tensor:
@@ -129,7 +154,7 @@ def _assign(
         if tensor.shape != state[key].shape
     ]
     faults = [
-        f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        f"{what}: {listed(names, 5)}"
         for what, names in (
             ("of other shapes", shapes),
             ("not in the model", strange),

@@ -18,7 +18,8 @@ from torch import Tensor
 from detr_kit.errors import DetrKitError
 
 # What published checkpoints nest their weights under, in the order they are looked for.
-WRAPPERS = ("model", "state_dict")
+WRAPPERS = ("model", "state_dict", "model_ema")
+PARALLEL = "module."  # what torch's data-parallel wrappers put before every key
 # What the training scripts of DETR, YOLOS and DeiT put beside the weights: settings, plain values.
 _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
 
@@ -34,8 +35,9 @@ class CheckpointContent:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors or torch file by key, on the CPU.
 
-    Weights nested under "model" or "state_dict" are unwrapped. Raises DetrKitError, naming the
-    file, where there is none, where it cannot be read safely and where it holds no tensors.
+    Weights nested under "model", "state_dict" or "model_ema" are unwrapped. Raises DetrKitError,
+    naming the file, where there is none, where it cannot be read safely and where it holds no
+    tensors.
     """
     return read_checkpoint(path).tensors
 
@@ -96,5 +98,7 @@ def _content_of(loaded: Any, path: Path) -> CheckpointContent:
         for key, value in tensors.items()
     ):
         raise DetrKitError(f"{path}: expected tensors by name, at the top or under 'model'")
+    if all(key.startswith(PARALLEL) for key in tensors):
+        tensors = {key.removeprefix(PARALLEL): value for key, value in tensors.items()}
     settings = vars(args) if isinstance(args, argparse.Namespace) else args
     return CheckpointContent(dict(tensors), settings if isinstance(settings, dict) else {})

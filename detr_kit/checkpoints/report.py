@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_SHOWN = 4  # names of tensors in one line
+from detr_kit.checkpoints.listing import listed
+
+_SHOWN = 4  # names of tensors
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,7 @@ class LoadReport:
             ("dropped", self.dropped),
         ):
             if names:
-                shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-                lines.append(f"{len(names)} {kind} ({shown})")
+                lines.append(f"{len(names)} {kind} ({listed(names, _SHOWN)})")
         return [*lines, *self.notes]
 
     def summary(self) -> str:

@@ -15,16 +15,16 @@ from typing import Any
 from torch import nn
 
 from detr_kit.checkpoints.detector import MODEL_FILE, SPEC_FILE, DetectorSpec, read_spec
-from detr_kit.checkpoints.hub import fetch_model, is_hub_name
+from detr_kit.checkpoints.hub import fetch_model, is_hub_name, looks_like_hub_name
 from detr_kit.checkpoints.huggingface import CONFIG_FILE, WEIGHT_FILES, open_huggingface
-from detr_kit.checkpoints.official import FAMILY_KEYS, open_official, what_else
+from detr_kit.checkpoints.official import open_official
 from detr_kit.checkpoints.opened import OpenedCheckpoint, changed_architecture
 from detr_kit.checkpoints.reading import read_checkpoint, read_tensors
 from detr_kit.errors import DetrKitError
 
 _ACCEPTED = (
     f"expected a folder with {SPEC_FILE} and {MODEL_FILE}, a run's folder with such a best/ in "
-    f"it, a Hugging Face folder with {CONFIG_FILE}, or an official .pth file"
+    f"it, a Hugging Face folder with {CONFIG_FILE} or a name on its hub, or an official .pth file"
 )
 
 
@@ -45,20 +45,22 @@ def open_checkpoint(
     """
     opened = _open_named(source, architecture)
     if opened is None:
-        return _open_weights(Path(source), architecture, categories)
+        return _open_weights(Path(source).expanduser(), architecture, categories)
     if categories is not None:
         raise DetrKitError(f"{source}: it names its categories itself")
     return opened
 
 
 def load_detector(
-    source: str | Path, architecture: Mapping[str, Any] | None = None
+    source: str | Path,
+    architecture: Mapping[str, Any] | None = None,
+    categories: Mapping[int, str] | None = None,
 ) -> tuple[nn.Module, DetectorSpec]:
     """Return the model, on the CPU and in evaluation mode, and its spec.
 
     Arguments and errors are those of `open_checkpoint`; the random state stays as it was.
     """
-    opened = open_checkpoint(source, architecture)
+    opened = open_checkpoint(source, architecture, categories)
     return opened.build(), opened.spec
 
 
@@ -82,8 +84,11 @@ def _open_named(
     source: str | Path, architecture: Mapping[str, Any] | None
 ) -> OpenedCheckpoint | None:
     """Open what names its categories itself; None for a file of weights alone."""
-    path = Path(source)
-    folder = _own_folder(path)
+    path = Path(source).expanduser()
+    try:
+        folder = _own_folder(path)
+    except OSError as error:  # a name that is too long, for example
+        raise DetrKitError(f"{source}: {error.strerror}") from error
     if folder is not None:
         return _open_own(folder, architecture)
     if (path / CONFIG_FILE).is_file():
@@ -96,9 +101,14 @@ def _open_named(
             return open_huggingface(beside, source=str(beside), architecture=architecture)
         return None
     if isinstance(source, str) and not path.exists() and is_hub_name(source):
-        return open_huggingface(fetch_model(source), source=source, architecture=architecture)
-    found = "is none of these" if path.exists() else "does not exist"
-    raise DetrKitError(f"{source}: {_ACCEPTED}; this {found}")
+        cached = fetch_model(source)
+        # The folder's name is the commit: it tells which state of the model this was.
+        named = f"{source.partition('@')[0]}@{cached.name}"
+        return open_huggingface(cached, source=named, architecture=architecture)
+    found = "is none" if path.exists() else "does not exist"
+    if isinstance(source, str) and not path.exists() and looks_like_hub_name(source):
+        found += f", and the hub is not asked, as there is a folder {path.parts[0]} here"
+    raise DetrKitError(f"{source}: {found}; {_ACCEPTED}")
 
 
 def _open_weights(
@@ -112,8 +122,6 @@ def _open_weights(
             f"{path}: a Hugging Face model's weights; give the folder that also holds its "
             f"{CONFIG_FILE}"
         )
-    if not FAMILY_KEYS.keys() & content.tensors.keys():
-        raise DetrKitError(f"{path}: {what_else(content.tensors)}")
     return open_official(
         content.tensors,
         source=str(path),

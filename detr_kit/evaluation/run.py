@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 
 from detr_kit.categories import CategoryTable
@@ -45,6 +47,10 @@ def evaluate(
     `results_path`, a COCO results file, where one is given. Raises DetrKitError where the
     file has a category that the detector does not have under the same id and name.
     """
+    if isinstance(detector, str | Path):
+        raise DetrKitError(
+            f"{detector}: evaluate takes a detector: Detector.from_checkpoint({str(detector)!r})"
+        )
     # What is wrong with a box is scoring's to judge; here only the images matter.
     loaded = load_annotations(annotations, on_bad_box="skip")
     require_known(loaded.categories, detector.categories, str(annotations))
@@ -66,9 +72,16 @@ def evaluate(
         name_of="id {}".format,
     )
     scored = loaded.categories.ids_array
+    console = Console(stderr=True)
     found = {
         image_id: detections.select(np.isin(detections.category_ids, scored))
-        for image_id, detections in predictions
+        for image_id, detections in track(
+            predictions,
+            "evaluating",
+            total=len(loaded),
+            console=console,
+            disable=not console.is_terminal,
+        )
     }
     if results_path is not None:
         write_results(results_path, found)

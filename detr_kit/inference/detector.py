@@ -45,6 +45,7 @@ class Detector:
         device: torch.device | str | None = None,
         *,
         architecture: Mapping[str, Any] | None = None,
+        categories: Mapping[int, str] | None = None,
     ) -> Detector:
         """Load a detector from what it is kept as; `device` as in torch.
 
@@ -52,11 +53,11 @@ class Detector:
         YOLOS's `.pth`, a Hugging Face folder, or a name on its hub such as
         `facebook/detr-resnet-50` or `hustvl/yolos-tiny@REVISION`, fetched once. `architecture`
         replaces settings: `{"padding": "official"}`, or what an official file does not tell
-        (`{"dilation": True}`).
+        (`{"dilation": True}`); `categories` names the columns of such a file by category id.
 
         Raises DetrKitError where it is none of these, or where its files do not fit together.
         """
-        model, spec = load_detector(source, architecture)
+        model, spec = load_detector(source, architecture, categories)
         return cls(model, spec.categories, spec.preprocessing, device)
 
     def predict(

@@ -11,13 +11,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from detr_kit.categories import coco_table
 from detr_kit.checkpoints.sources import open_checkpoint
 from detr_kit.config import load_config
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.structures import ImageBatch
-
-# A config does not say how many categories its data have; the official heads have this many.
-_COCO_COLUMNS = 91
 
 
 def describe(source: str | Path, *, size_hw: tuple[int, int]) -> dict[str, str]:
@@ -28,9 +26,10 @@ def describe(source: str | Path, *, size_hw: tuple[int, int]) -> dict[str, str]:
     extra = {}
     if Path(source).suffix in (".yaml", ".yml"):
         architecture = resolve(load_config(source).model)
-        model = build_model(architecture, num_classes=_COCO_COLUMNS)
+        columns = len(coco_table())  # a config does not say how many categories its data have
+        model = build_model(architecture, num_classes=columns)
         weights = _weights(architecture)
-        categories = f"those of the data; counted here with {_COCO_COLUMNS}, as published"
+        categories = f"those of the data; counted here with {columns}, as published"
     else:
         opened = open_checkpoint(source)
         model, architecture = opened.build(), opened.spec.architecture

@@ -40,6 +40,8 @@ _DETR: Numbers = {
     "activation_checkpointing": False,
 }
 
+NORM_EPS = 1e-6  # of every published ViT, DeiT and YOLOS
+
 # YOLOS, table 1, the official `models/backbone.py` and README.
 _YOLOS: Numbers = {
     "family": "yolos",
@@ -48,7 +50,7 @@ _YOLOS: Numbers = {
     "depth": 12,
     "num_heads": 6,
     "feedforward_dim": 1536,
-    "norm_eps": 1e-6,
+    "norm_eps": NORM_EPS,
     "patch_size": 16,
     "position_size_hw": (512, 864),
     "mid_position_size_hw": (512, 864),
@@ -207,7 +209,7 @@ def _build_yolos(numbers: Numbers, num_classes: int) -> nn.Module:
         mid_position_size_hw=None if mid_size_hw is None else tuple(mid_size_hw),
         dropout=numbers["dropout"],
         drop_path=numbers["drop_path"],
-        norm_eps=numbers.get("norm_eps", 1e-6),  # older checkpoints do not name it
+        norm_eps=numbers.get("norm_eps", NORM_EPS),  # older checkpoints do not name it
         padding=numbers["padding"],
         activation_checkpointing=numbers["activation_checkpointing"],
     )

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from detr_kit.checkpoints.detector import MODEL_FILE, DetectorSpec, read_spec, save_detector
 from detr_kit.checkpoints.reading import read_tensors
-from detr_kit.checkpoints.report import LoadReport
 from detr_kit.config import RunConfig, SplitConfig, dump_config
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.loading import Batch, eval_loader, train_loader
@@ -24,18 +23,12 @@ from detr_kit.evaluation.ground_truth import load_ground_truth
 from detr_kit.files import atomic_folder, atomic_write
 from detr_kit.losses import SetCriterion
 from detr_kit.matching import HungarianMatcher
-from detr_kit.models.zoo import build_model
 from detr_kit.prediction import predict_batches
 from detr_kit.preprocess import preprocessing_from
 from detr_kit.training.optimizer import build_optimizer, freeze_backbone_if_asked
 from detr_kit.training.recorder import Recorder
 from detr_kit.training.schedule import Schedule
-from detr_kit.training.startup import (
-    initial_architecture,
-    load_initial_weights,
-    open_initial,
-    setup_rows,
-)
+from detr_kit.training.startup import initial_model, resumed_model, setup_rows
 from detr_kit.training.state import Progress, load_training_state, save_training_state
 from detr_kit.training.trainer import Trainer
 
@@ -63,45 +56,35 @@ class Session:
             mixed_precision=precision, cpu=not torch.accelerator.is_available()
         )
         set_seed(config.seed)  # the same initial weights in every process
-        # A resumed run must not fetch what its own checkpoint is about to replace.
-        initial = None if resumed else open_initial(config)
-        architecture = (
-            read_spec(config.output / "last").architecture
-            if resumed
-            else initial_architecture(config, initial)
-        )
-        model = build_model(architecture, num_classes=len(self.train_set.categories))
-        reports = (
-            []
-            if resumed
-            else load_initial_weights(model, initial, architecture, self.train_set.categories)
-        )
-        freeze_backbone_if_asked(model, config.optimizer)
+        categories = self.train_set.categories
+        if resumed:
+            start = resumed_model(config.output / "last", categories)
+        else:
+            start = initial_model(config, categories)
+        freeze_backbone_if_asked(start.model, config.optimizer)
         self.spec = DetectorSpec(
-            architecture,
-            self.train_set.categories,
+            start.architecture,
+            categories,
             preprocessing_from(config.image_size),
-            origin=read_spec(config.output / "last").origin if resumed else _origin(reports),
+            origin=start.origin,
         )
         self.loader, self.val_loader = self._loaders(val_split)
         self.steps_per_epoch = -(-len(self.loader) // config.accumulate)
         self.setup_rows = setup_rows(
             config,
-            model,
-            architecture,
-            reports,
+            start,
             self.train_set,
             self.val_set,
             world_size=self.accelerator.num_processes,
             device=self.accelerator.device,
         )
-        optimizer = build_optimizer(model, config.optimizer)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        optimizer = build_optimizer(start.model, config.optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(start.model, optimizer)
         # Takes off Accelerate's autocast around the model's forward: the trainer has its own, and
         # evaluation must give what the saved detector gives, in full precision.
         self.bare_model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.recorder: Recorder | None = None
-        self.trainer = self._build_trainer(architecture)
+        self.trainer = self._build_trainer(start.architecture)
 
     def _loaders(self, val_split: SplitConfig) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
         """Return this process's share of the training and of the validation split."""
@@ -223,11 +206,6 @@ class Session:
     def close(self) -> None:
         if self.recorder is not None:
             self.recorder.close()
-
-
-def _origin(reports: list[LoadReport]) -> str:
-    sources = " and ".join(report.source for report in reports)
-    return f"trained, started from {sources}" if sources else "trained from random weights"
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +16,15 @@ from torch import Tensor
 from detr_kit.categories import CategoryTable
 from detr_kit.checkpoints import convert as convert_module
 from detr_kit.checkpoints.convert import convert
-from detr_kit.checkpoints.official import official_tensors as to_official
+from detr_kit.checkpoints.detector import DetectorSpec
+from detr_kit.checkpoints.official import official_content
+from detr_kit.checkpoints.reading import read_tensors
 from detr_kit.checkpoints.sources import load_detector, open_checkpoint
+from detr_kit.config import IMAGENET_MEAN, IMAGENET_STD
 from detr_kit.errors import DetrKitError
 from detr_kit.models.zoo import VARIANTS
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
 
 pytestmark = pytest.mark.usefixtures("no_network")
 Make = Callable[..., Any]
@@ -61,8 +67,9 @@ def test_an_official_file_comes_back_bit_for_bit(
     torch.save({"model": tensors, "epoch": 3}, tmp_path / "w.pth")
     convert(tmp_path / "w.pth", tmp_path / "own", architecture=untold[family])
     convert(tmp_path / "own", tmp_path / "again.pth", form="official")
-    written = torch.load(tmp_path / "again.pth", weights_only=True)
-    assert written.keys() == {"model"}
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        written = torch.load(tmp_path / "again.pth", weights_only=True)
+    assert written.keys() == {"model", "args"}
     assert_same(written["model"], tensors)
     # Each tensor is stored once and whole, not as a view of a larger one.
     for tensor in written["model"].values():
@@ -83,11 +90,10 @@ def test_official_weights_of_a_detr_with_batch_norms_compute_the_same(
     tmp_path: Path, save_own: Make, difference: Make
 ) -> None:
     own = save_own("detr")  # its norms are batch norms, its layers normalise first
-    opened = convert(own, tmp_path / "w.pth", form="official")
-    assert opened.notes == ("categories and preprocessing are not in such a file",)
-    written = torch.load(tmp_path / "w.pth", weights_only=True)["model"]
+    convert(own, tmp_path / "w.pth", form="official")
+    written = read_tensors(tmp_path / "w.pth")
     assert not any(key.endswith("num_batches_tracked") for key in written)
-    again, _ = load_detector(tmp_path / "w.pth", {"num_heads": 2})
+    again, _ = load_detector(tmp_path / "w.pth")
     assert difference(load_detector(own)[0], again) == 0
 
 
@@ -194,16 +200,43 @@ def test_what_the_other_side_lacks_is_refused(
 )
 def test_a_detr_that_the_official_code_lacks_is_refused(change: dict[str, Any]) -> None:
     numbers = VARIANTS["detr_r50"] | {"backbone_norm": "frozen"}
-    assert to_official({}, numbers)[0] == {}
+    assert official_content({}, spec_of(numbers))[0]["model"] == {}
     with pytest.raises(DetrKitError, match=r"^the official DETR has no (backbone|positions_at)"):
-        to_official({}, numbers | change)
+        official_content({}, spec_of(numbers | change))
 
 
-def test_another_norm_eps_is_told() -> None:
-    first = "categories and preprocessing are not in such a file"
-    assert to_official({}, VARIANTS["yolos_s"])[1] == (first,)
-    _, notes = to_official({}, VARIANTS["yolos_s"] | {"norm_eps": 1e-12})
+def spec_of(numbers: dict[str, Any], short_side: int = 800) -> DetectorSpec:
+    rule = "detr" if numbers["family"] == "detr" else "yolos_16"
+    size_rule = SizeRule(rule, short_side, short_side * 1333 // 800)
+    preprocessing = Preprocessing(size_rule, IMAGENET_MEAN, IMAGENET_STD)
+    return DetectorSpec(numbers, CategoryTable((0,), ("cat",)), preprocessing)
+
+
+def test_what_official_weights_leave_unsaid_is_told() -> None:
+    first = "category names and ids are not in such a file: its columns are numbered from 0"
+    assert official_content({}, spec_of(VARIANTS["yolos_s"]))[1] == (first,)
+    _, notes = official_content({}, spec_of(VARIANTS["yolos_s"] | {"norm_eps": 1e-12}))
     assert notes == (first, "norm_eps 1e-12 becomes 1e-06 in the official code")
+    # A YOLOS's picture size is among the settings, a DETR's is not.
+    assert official_content({}, spec_of(VARIANTS["yolos_s"], 640))[1] == (first,)
+    detr = VARIANTS["detr_r50"] | {"backbone_norm": "frozen"}
+    assert official_content({}, spec_of(detr))[1] == (first,)
+    _, notes = official_content({}, spec_of(detr, 640))
+    assert notes[1:] == ("the official code resizes and normalises pictures otherwise",)
+
+
+def test_official_weights_written_here_tell_everything_but_names(
+    tmp_path: Path, save_own: Make
+) -> None:
+    for family in ("detr", "yolos"):
+        own = save_own(family, f"own_{family}", **POST_NORM[family])
+        convert(own, tmp_path / f"{family}.pth", form="official")
+        again = open_checkpoint(tmp_path / f"{family}.pth")
+        assert again.spec.architecture | {"backbone_norm": ""} == (
+            open_checkpoint(own).spec.architecture | {"backbone_norm": "", "frozen_stages": 2}
+            if family == "detr"
+            else open_checkpoint(own).spec.architecture | {"backbone_norm": ""}
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)

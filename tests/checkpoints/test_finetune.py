@@ -145,5 +145,7 @@ def test_settings_that_change_what_weights_mean_are_warned_of(
 
 def test_another_family_is_refused(family: str, source: nn.Module, tmp_path: Path) -> None:
     other = {"detr": "yolos", "yolos": "detr"}[family]
-    with pytest.raises(DetrKitError, match=f"a {family.upper()}, but the configured model is a"):
+    with pytest.raises(
+        DetrKitError, match=f"its family is {family}, but the configured model's is {other}"
+    ):
         finetuned(build(other, NEW, seed=2), other, tmp_path)

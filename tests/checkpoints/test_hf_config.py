@@ -251,7 +251,6 @@ def test_columns_are_named_by_id2label(labelled: Callable[..., Path]) -> None:
         ({"0": "a", "2": "c"}, "id2label does not number its labels from 0"),
         ({"zero": "a"}, "id2label does not number its labels from 0"),
         (["a", "b", "c"], "id2label does not number its labels from 0"),
-        ({"0": "a", "1": "a", "2": "b"}, "id2label: category table: name a appears twice"),
         ({"0": "N/A", "1": "N/A", "2": "N/A"}, "id2label: category table: it holds no category"),
         ({}, "id2label: category table: it holds no category"),
     ],
@@ -267,3 +266,8 @@ def test_another_number_of_labels_than_columns(labelled: Callable[..., Path], co
         open_checkpoint(folder).build()
     told = f"class_labels_classifier.layers.2.bias (4,) instead of ({columns + 1},)"
     assert told in str(caught.value)
+
+
+def test_labels_of_the_same_name_are_told_apart(labelled: Callable[..., Path]) -> None:
+    table = open_checkpoint(labelled({"0": "a", "1": "N/A", "2": "a"})).spec.categories
+    assert table.names == ("a (0)", "unused_1", "a (2)")

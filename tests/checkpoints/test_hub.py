@@ -105,7 +105,7 @@ class TestWithoutNetwork:
         shutil.rmtree(folder)
         for name in (NAME, f"{NAME}@main", f"{NAME}@{COMMIT}"):
             model, spec = load_detector(name)
-            assert spec.origin == name
+            assert spec.origin == f"{NAME}@{COMMIT}"
             assert spec.categories.names == ("cat", "dog", "naïve owl")
             for key, tensor in expected.state_dict().items():
                 assert torch.equal(model.state_dict()[key], tensor)
@@ -127,11 +127,12 @@ class TestWithoutNetwork:
         self, cache: Path, revision: str
     ) -> None:
         command = f"hf download {NAME}" + revision.replace("@", " --revision ")
-        assert told(NAME + revision) == (
+        line = told(NAME + revision)
+        assert line.startswith(
             f"{NAME}{revision}: no such file or folder here, and as a model of the Hugging Face "
-            "hub its config.json is not in the cache and the hub cannot be reached; with network, "
-            f"fetch it by `{command}`, or give a local folder"
+            "hub its config.json is not in the cache and cannot be fetched ("
         )
+        assert line.endswith(f"); with network, fetch it by `{command}`, or give a local folder")
         assert not cache.exists() or not list(cache.rglob("*.json"))
 
     @pytest.mark.parametrize(
@@ -304,7 +305,7 @@ def test_a_name_and_a_folder_are_told_apart(
 ) -> None:
     put_into_cache(cache, folder)
     assert open_checkpoint(NAME).kind == "Hugging Face YOLOS"
-    with pytest.raises(DetrKitError, match="this does not exist"):
+    with pytest.raises(DetrKitError, match="does not exist"):
         open_checkpoint(Path(NAME))
     # A folder of that name comes first.
     table = CategoryTable((0,), ("own",))
@@ -312,5 +313,5 @@ def test_a_name_and_a_folder_are_told_apart(
     assert open_checkpoint(NAME).spec.categories == table
     shutil.rmtree(NAME)
     # With the owner's folder here, the name is more likely a mistyped path.
-    with pytest.raises(DetrKitError, match="this does not exist"):
+    with pytest.raises(DetrKitError, match="does not exist"):
         open_checkpoint(NAME)

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detr_kit.checkpoints import hf_keys, official
+from detr_kit.checkpoints import hf_keys, official_keys
 from detr_kit.checkpoints.keymap import KeyMap, Rule, require_fit
 from detr_kit.errors import DetrKitError
 
 MAPS = {
     key_map.name: key_map
     for key_map in (
-        official.DETR_KEYS,
-        official.YOLOS_KEYS,
+        official_keys.DETR_KEYS,
+        official_keys.YOLOS_KEYS,
         hf_keys.DETR_TIMM_KEYS,
         hf_keys.DETR_RESNET_KEYS,
         hf_keys.YOLOS_KEYS,

@@ -57,6 +57,9 @@ def numbered(keys: Keys) -> dict[str, Tensor]:
     }
 
 
+OF_COCO = "categories of COCO, as the head has 91 columns"
+
+
 def check_list(keys: Keys, case: str, settings: Mapping[str, Any]) -> None:
     """Open a list of keys, build the model on no device, and go back."""
     tensors = numbered(keys)
@@ -105,7 +108,7 @@ def test_architecture_of_a_detr(case: str) -> None:
     expected = VARIANTS["detr_r50"] | DETR_CASES[case]
     expected |= {"backbone_norm": "frozen", "backbone_weights": None, "frozen_stages": 2}
     assert opened.spec.architecture == expected
-    assert opened.notes == ()  # training checkpoints leave nothing open
+    assert opened.notes == (OF_COCO,)  # training checkpoints leave nothing else open
     assert opened.spec.preprocessing.size_rule == SizeRule("detr", 800, 1333)
 
 
@@ -114,7 +117,10 @@ def test_architecture_of_a_published_yolos(case: str) -> None:
     opened = opened_case(case)
     assert opened.spec.architecture == VARIANTS[case] | {"backbone_weights": None}
     height, width = VARIANTS[case]["position_size_hw"]
-    assert opened.notes == (f"position_size_hw {height} x {width}, as published for this width",)
+    assert opened.notes == (
+        f"position_size_hw {height} x {width}, as published for this width",
+        OF_COCO,
+    )
     short_side = 512 if case == "yolos_ti" else 800
     rule = SizeRule("yolos_16", short_side, short_side * 1333 // 800)
     assert opened.spec.preprocessing.size_rule == rule
@@ -135,6 +141,7 @@ def test_published_dc5_files_are_known_by_their_names(source: str, dilation: boo
     assert opened.notes == (
         "num_heads 8, as published for this width",
         f"dilation {dilation}, as the file's name {'says' if dilation else 'does not say'} dc5",
+        OF_COCO,
     )
 
 
@@ -160,7 +167,7 @@ def test_a_setting_that_is_given_wins_over_args_and_those_over_the_name() -> Non
 def test_args_of_a_yolos() -> None:
     args = {"init_pe_size": [512, 864], "mid_pe_size": [512, 864], "eval_size": 640, "nheads": None}
     opened = opened_case("yolos_s", args=args)
-    assert opened.notes == ()
+    assert opened.notes == (OF_COCO,)
     assert opened.spec.preprocessing.size_rule == SizeRule("yolos_16", 640, 1066)
     # As many patches in other rows and columns.
     opened = opened_case("yolos_s", args={"init_pe_size": [864, 512]})

@@ -81,6 +81,9 @@ def test_every_local_kind_opens_without_network(
         assert len(spec.categories) == columns
 
 
+OF_COCO = "categories of COCO, as the head has 91 columns"
+
+
 def test_a_training_checkpoint_predicts_at_once(tmp_path: Path, official_file: Make) -> None:
     args = argparse.Namespace(nheads=2, dilation=False, dropout=0.0)
     path = official_file("detr", args=args, epoch=3, optimizer={"state": {}})
@@ -90,7 +93,7 @@ def test_a_training_checkpoint_predicts_at_once(tmp_path: Path, official_file: M
     assert {detector.categories.names[i] for i in found.category_ids} == set(found.names)
     told = describe(path, size_hw=(64, 64))
     assert told["weights"] == str(path)
-    assert "notes" not in told
+    assert told["notes"] == OF_COCO
     assert told["categories"].startswith("80: person, bicycle, ")
 
 
@@ -98,9 +101,9 @@ def test_what_a_file_leaves_open_is_told(official_file: Make, untold: Any) -> No
     opened = open_checkpoint(
         official_file("detr", "my-dc5.pth"), {**untold["detr"]} | {"dilation": False}
     )
-    assert opened.notes == ()
+    assert opened.notes == (OF_COCO,)
     opened = open_checkpoint(official_file("detr"), untold["detr"])
-    assert opened.notes == ("dilation False, as the file's name does not say dc5",)
+    assert opened.notes == ("dilation False, as the file's name does not say dc5", OF_COCO)
     # A file named dc5 of a network that has none.
     with pytest.raises(DetrKitError, match=r"my-dc5\.pth: dilation needs resnet50"):
         open_checkpoint(official_file("detr", "my-dc5.pth"), untold["detr"]).build()
@@ -227,7 +230,7 @@ def test_folders_that_are_none_of_these(tmp_path: Path, save_own: Make) -> None:
     torch.save({}, tmp_path / "weights_alone/pytorch_model.bin")
     for name in ("empty", "weights_alone"):
         for source in (tmp_path / name, str(tmp_path / name)):
-            with pytest.raises(DetrKitError, match=r"expected a folder with .*; this is none of"):
+            with pytest.raises(DetrKitError, match=r"is none; expected a folder with"):
                 open_checkpoint(source)
     own = save_own("yolos")
     (own / "model.safetensors").unlink()
@@ -267,7 +270,7 @@ class TestHubNames:
         with pytest.raises(DetrKitError, match=r"^asked$"):
             open_checkpoint(name)
         assert asked == [name]
-        with pytest.raises(DetrKitError, match="this does not exist"):
+        with pytest.raises(DetrKitError, match="does not exist"):
             open_checkpoint(Path(name))
         assert asked == [name]
 
@@ -302,6 +305,19 @@ class TestHubNames:
         save_own("yolos", "owner/name")
         open_checkpoint("owner/name").build()
         (tmp_path / "owner/empty").mkdir()
-        with pytest.raises(DetrKitError, match=r"this is none of these"):
+        with pytest.raises(DetrKitError, match=r"is none; expected"):
             open_checkpoint("owner/empty")
         assert asked == []
+
+
+def test_a_name_that_no_file_system_takes_is_one_line() -> None:
+    with pytest.raises(DetrKitError, match="File name too long"):
+        open_checkpoint("x" * 300)
+
+
+def test_the_home_folder_is_known_by_its_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_own: Make
+) -> None:
+    save_own("yolos", "own")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_checkpoint("~/own").kind == "detr_kit"
