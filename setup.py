@@ -49,7 +49,7 @@ EXTRAS = {
         "pytest-xdist>=3.6.1",
         "ruff>=0.12",
         "timm>=1.0.26",
-        "transformers>=5.0",
+        "transformers>=5.10.4",
     ],
 }
 
