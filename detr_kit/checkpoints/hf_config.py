@@ -10,6 +10,7 @@ from typing import Any
 
 from detr_kit.checkpoints.hf_keys import DETR_RESNET_KEYS, DETR_TIMM_KEYS, YOLOS_KEYS
 from detr_kit.checkpoints.keymap import KeyMap
+from detr_kit.checkpoints.opened import require_supported
 from detr_kit.checkpoints.resnets import RESNETS, stage_widths
 from detr_kit.errors import DetrKitError
 from detr_kit.models.zoo import NORM_EPS, VARIANTS
@@ -185,19 +186,17 @@ def _yolos(config: Numbers) -> tuple[Numbers, KeyMap]:
 
 
 def _detr_config(numbers: Numbers) -> Numbers:
-    unfit = [
-        f"{key} {numbers[key]}"
-        for key, fits in (
-            ("backbone", set(RESNETS.values())),
-            ("backbone_stages", {None, 4}),
-            ("backbone_norm", {"frozen", "batch"}),
-            ("pre_norm", {False}),
-            ("positions_at_input", {False}),
-        )
-        if numbers[key] not in fits
-    ]
-    if unfit:
-        raise DetrKitError(f"transformers' DETR has no {', '.join(unfit)}")
+    require_supported(
+        numbers,
+        {
+            "backbone": RESNETS.values(),
+            "backbone_stages": (None, 4),
+            "backbone_norm": ("frozen", "batch"),
+            "pre_norm": (False,),
+            "positions_at_input": (False,),
+        },
+        "transformers' DETR",
+    )
     return {
         "architectures": ["DetrForObjectDetection"],
         "model_type": "detr",

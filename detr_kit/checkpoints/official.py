@@ -16,7 +16,7 @@ from detr_kit.categories import CategoryTable, coco_table
 from detr_kit.checkpoints.detector import DetectorSpec
 from detr_kit.checkpoints.official_keys import FAMILY_KEYS, KEY_MAPS, what_else
 from detr_kit.checkpoints.official_numbers import Numbers, args_from_numbers, numbers_from_weights
-from detr_kit.checkpoints.opened import OpenedCheckpoint, class_layer, shape_of
+from detr_kit.checkpoints.opened import OpenedCheckpoint, class_layer, require_supported, shape_of
 from detr_kit.checkpoints.resnets import RESNETS
 from detr_kit.config import IMAGENET_MEAN, IMAGENET_STD
 from detr_kit.errors import DetrKitError
@@ -75,7 +75,16 @@ def official_content(
     """
     numbers = spec.architecture
     if numbers["family"] == "detr":
-        _require_official(numbers)
+        require_supported(
+            numbers,
+            {
+                "backbone": RESNETS.values(),
+                "backbone_stages": (None, 4),
+                "backbone_norm": ("frozen", "batch"),
+                "positions_at_input": (False,),
+            },
+            "the official DETR",
+        )
     settings = args_from_numbers(numbers, spec.preprocessing.size_rule)
     notes = ["category names and ids are not in such a file: its columns are numbered from 0"]
     if _preprocessing(numbers["family"], numbers, settings) != spec.preprocessing:
@@ -87,21 +96,6 @@ def official_content(
         "args": argparse.Namespace(**settings),
     }
     return content, tuple(notes)
-
-
-def _require_official(numbers: Numbers) -> None:
-    unfit = [
-        f"{key} {numbers[key]}"
-        for key, fits in (
-            ("backbone", set(RESNETS.values())),
-            ("backbone_stages", {None, 4}),
-            ("backbone_norm", {"frozen", "batch"}),
-            ("positions_at_input", {False}),
-        )
-        if numbers[key] not in fits
-    ]
-    if unfit:
-        raise DetrKitError(f"the official DETR has no {', '.join(unfit)}")
 
 
 def _table(columns: int, categories: Mapping[int, str] | None) -> tuple[CategoryTable, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,15 @@ def shape_of(
     if len(shape) != dimensions or 0 in shape:
         raise DetrKitError(f"{named} has the shape {shape}, expected {dimensions} dimensions")
     return shape
+
+
+def require_supported(
+    numbers: Mapping[str, Any], supported: Mapping[str, Collection[Any]], side: str
+) -> None:
+    """Raise DetrKitError that lists the settings which `side` does not have."""
+    unfit = [f"{key} {numbers[key]}" for key, fits in supported.items() if numbers[key] not in fits]
+    if unfit:
+        raise DetrKitError(f"{side} has no {', '.join(unfit)}")
 
 
 def changed_architecture(
