@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from detr_kit.categories import CategoryTable
+from detr_kit.data.coco_file import CocoColumns, read_columns
+from detr_kit.data.soundness import category_table, reference_rows, require_unique_images
 from detr_kit.errors import DetrKitError
-
-
-class _Image(msgspec.Struct, gc=False):
-    id: int
-
-
-class _Category(msgspec.Struct, gc=False):
-    id: int
-    name: str
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float] | None = None
-    id: int | None = None
-    area: float | None = None
-    iscrowd: int | bool = 0
-
-
-class _CocoFile(msgspec.Struct, gc=False):
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[_Category]
 
 
 @dataclass(frozen=True)
@@ -60,47 +37,51 @@ def load_ground_truth(
     the annotation: no COCO json, an id without its image or category, a box that is not four
     finite numbers, unless `on_bad_box="skip"` leaves it out.
     """
-    path = Path(path)
-    coco = _decode(path)
-    counts = Counter(image.id for image in coco.images)
-    twice = [id_ for id_, count in counts.items() if count > 1]
-    if twice:
-        raise DetrKitError(f"{path}: image id {twice[0]} appears twice")
-    try:
-        categories = CategoryTable.from_coco([msgspec.structs.asdict(c) for c in coco.categories])
-    except DetrKitError as error:
-        raise DetrKitError(f"{path}: {error}") from error
-    boxed: list[tuple[_Annotation, tuple[float, ...]]] = []
-    for annotation in coco.annotations:
-        fault = _unknown_id(annotation, counts, categories)
-        if fault:
-            raise DetrKitError(f"{path}: annotation {annotation.id}: {fault}")
-        if annotation.bbox is not None and all(map(math.isfinite, annotation.bbox)):
-            boxed.append((annotation, annotation.bbox))
-        elif on_bad_box == "raise" and not (annotation.iscrowd and annotation.bbox is None):
-            shown = "missing" if annotation.bbox is None else f"{list(annotation.bbox)}"
-            raise DetrKitError(
-                f"{path}: annotation {annotation.id}: bbox is {shown}, not four finite numbers"
-            )
+    columns = read_columns(path)
+    columns.require_well_formed()
+    require_unique_images(columns)
+    categories = category_table(columns)
+    reference_rows(columns, "image", columns.image_id_of, columns.image_ids)
+    reference_rows(columns, "category", columns.category_id_of, categories.ids_array)
+    finite = np.isfinite(columns.boxes_xywh).all(axis=1)
+    if on_bad_box == "raise":
+        _require_boxes(columns, finite)
     dataset: dict[str, list[dict[str, Any]]] = {
-        "images": [{"id": id_} for id_ in counts],
+        "images": [{"id": id_} for id_ in columns.image_ids.tolist()],
         "categories": [
             {"id": id_, "name": name}
             for id_, name in zip(categories.ids, categories.names, strict=True)
         ],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": a.image_id,
-                "category_id": a.category_id,
-                "bbox": list(bbox),
-                "area": bbox[2] * bbox[3] if a.area is None else a.area,
-                "iscrowd": int(a.iscrowd),
-            }
-            for number, (a, bbox) in enumerate(boxed, start=1)
-        ],
+        "annotations": _annotation_dicts(columns, np.flatnonzero(finite)),
     }
-    return GroundTruth(path, dataset, frozenset(counts), categories)
+    return GroundTruth(columns.path, dataset, frozenset(columns.image_ids.tolist()), categories)
+
+
+def _require_boxes(columns: CocoColumns, finite: np.ndarray) -> None:
+    bad = np.flatnonzero(~finite & ~(~columns.has_box & (columns.iscrowd == 1)))
+    if len(bad):
+        row = bad[0]
+        shown = f"{columns.boxes_xywh[row].tolist()}" if columns.has_box[row] else "missing"
+        raise DetrKitError(
+            f"{columns.path}: {columns.annotation_name(row)}: bbox is {shown}, not four finite "
+            "numbers"
+        )
+
+
+def _annotation_dicts(columns: CocoColumns, rows: np.ndarray) -> list[dict[str, Any]]:
+    boxes = columns.boxes_xywh[rows]
+    areas = columns.areas[rows]
+    areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
+    values = zip(
+        columns.image_id_of[rows].tolist(),
+        columns.category_id_of[rows].tolist(),
+        boxes.tolist(),
+        areas.tolist(),
+        (columns.iscrowd[rows] == 1).astype(int).tolist(),
+        strict=True,
+    )
+    keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+    return [dict(zip(keys, (number, *row), strict=True)) for number, row in enumerate(values, 1)]
 
 
 def read_json(path: Path) -> Any:
@@ -119,25 +100,3 @@ def read_json(path: Path) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DetrKitError(f"{path}: not a json file: {error}") from error
-
-
-def _decode(path: Path) -> _CocoFile:
-    try:
-        # Typed from the start: what scoring does not ask for, polygons above all, is not built.
-        return msgspec.json.decode(path.read_bytes(), type=_CocoFile)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as first:
-        if isinstance(first, msgspec.ValidationError):
-            raise DetrKitError(f"{path}: not a COCO annotation file: {first}") from first
-        values = read_json(path)
-    try:
-        return msgspec.convert(values, type=_CocoFile)
-    except msgspec.ValidationError as error:
-        raise DetrKitError(f"{path}: not a COCO annotation file: {error}") from error
-
-
-def _unknown_id(annotation: _Annotation, images: Counter[int], categories: CategoryTable) -> str:
-    if annotation.image_id not in images:
-        return f"no image has the id {annotation.image_id}"
-    if annotation.category_id not in categories.column_of:
-        return f"no category has the id {annotation.category_id}"
-    return ""

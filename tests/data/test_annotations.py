@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +104,7 @@ class TestColumns:
         loaded = load(values)
         assert len(loaded) == 3
         assert loaded.image_ids.tolist() == [7, 2, 9]
-        assert loaded.file_names.tolist() == ["b.jpg", "sub/a ä.jpg", "c.jpg"]
+        assert list(loaded.file_names) == ["b.jpg", "sub/a ä.jpg", "c.jpg"]
         assert loaded.sizes_hw.tolist() == [[20, 10], [40, 30], [60, 50]]
         assert loaded.offsets.tolist() == [0, 1, 1, 4]
         assert loaded.annotation_ids.tolist() == [3, 4, 2, 1]
@@ -228,11 +231,17 @@ class TestFiles:
             ("[]", "not a COCO annotation file"),
             ("{}", "not a COCO annotation file: .*`images`"),
             (json.dumps({"images": [], "categories": []}), "`annotations`"),
-            (json.dumps(coco(images=[{"id": 1, "file_name": "a.jpg", "height": 3}])), "`width`"),
-            (json.dumps(coco([["1", 2, 3, 4]])), r"annotations\[0\]\.bbox"),  # type: ignore[list-item]
+            (
+                json.dumps(coco(images=[{"id": 1, "file_name": "a.jpg", "height": 3}])),
+                "width 0 and",
+            ),
+            (
+                json.dumps(coco([["1", 2, 3, 4]])),
+                r"annotation 10: bbox must be \[x, y, w, h\]: Exp",
+            ),  # type: ignore[list-item]
             (json.dumps(coco(category_ids=())), "holds no category"),
-            (json.dumps(coco(images=[{"id": 2**70, "file_name": "a"}])), r"images\[0\]\.id"),
-            (json.dumps(coco([[math.nan, 1, None, 3]])), "not a COCO annotation file"),  # type: ignore[list-item]
+            (json.dumps(coco(images=[{"id": 2**70, "file_name": "a"}])), r"images\[0\]: id"),
+            (json.dumps(coco([[math.nan, 1, None, 3]])), "annotation 10: .* not finite"),  # type: ignore[list-item]
         ],
     )
     def test_what_is_not_coco_is_named_in_one_line(
@@ -259,6 +268,104 @@ class TestFiles:
         image = {"id": 5, "file_name": "a.jpg", "width": 0, "height": 80}
         with pytest.raises(DetrKitError, match="image 5: width 0 and height 80"):
             load(coco(images=[image]))
+
+
+class TestCache:
+    IMAGES = (
+        {"id": 7, "file_name": "b ä.jpg", "width": 100, "height": 80},
+        {"id": 2, "file_name": "c.jpg", "width": 50, "height": 60},
+    )
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        path = tmp_path / "labels.json"
+        path.write_text(json.dumps(coco([[1, 2, 3, 4], [-1, 5, 6, 7]], images=list(self.IMAGES))))
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        return path
+
+    @staticmethod
+    def assert_equal(one: CocoAnnotations, two: CocoAnnotations) -> None:
+        for column in fields(CocoAnnotations):
+            if column.name in ("cached_at", "path"):
+                continue
+            left, right = getattr(one, column.name), getattr(two, column.name)
+            if column.name == "file_names":
+                assert list(left) == list(right)
+            elif isinstance(left, np.ndarray):
+                assert left.dtype == right.dtype
+                np.testing.assert_array_equal(left, right)
+            else:
+                assert left == right
+
+    def test_the_cache_holds_what_the_json_says(self, path: Path, tmp_path: Path) -> None:
+        expected = load_annotations(path)
+        for _ in range(2):
+            cached = load_annotations(path, cache_dir=tmp_path / "cache")
+            self.assert_equal(cached, expected)
+            assert cached.num_clipped == 1
+
+    def test_the_second_time_the_json_is_not_read(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = load_annotations(path, cache_dir=tmp_path)
+        monkeypatch.setattr("detr_kit.data.annotations.read_bytes", pytest.fail)
+        self.assert_equal(load_annotations(path, cache_dir=tmp_path), expected)
+
+    def test_a_copy_elsewhere_is_known_by_its_content(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load_annotations(path, cache_dir=tmp_path / "cache")
+        copy = tmp_path / "copy.json"
+        copy.write_bytes(path.read_bytes())
+        monkeypatch.setattr("detr_kit.data.annotations.columns_of", pytest.fail)
+        assert load_annotations(copy, cache_dir=tmp_path / "cache").path == copy
+
+    def test_another_content_of_the_same_size_and_time_is_noticed(
+        self, path: Path, tmp_path: Path
+    ) -> None:
+        load_annotations(path, cache_dir=tmp_path / "cache")
+        path.write_text(path.read_text().replace('"bbox": [1, 2', '"bbox": [4, 2'))
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        assert load_annotations(path, cache_dir=tmp_path / "cache").boxes_xyxy[0, 0] == 4
+
+    def test_the_option_for_bad_boxes_is_part_of_the_key(self, path: Path, tmp_path: Path) -> None:
+        path.write_text(json.dumps(coco([[1, 2, 3, 4], [1, 2, 0, 4]])))
+        assert load_annotations(path, on_bad_box="skip", cache_dir=tmp_path).num_skipped == 1
+        with pytest.raises(DetrKitError, match="annotation 11"):
+            load_annotations(path, cache_dir=tmp_path)
+
+    @pytest.mark.parametrize("damage", ["meta", "array", "missing"])
+    def test_a_damaged_entry_is_made_anew(self, path: Path, tmp_path: Path, damage: str) -> None:
+        cache = tmp_path / "cache"
+        expected = load_annotations(path)
+        folder = load_annotations(path, cache_dir=cache).cached_at
+        assert folder is not None
+        if damage == "meta":
+            (folder / "meta.json").write_text("{")
+        elif damage == "array":
+            (folder / "boxes_xyxy.npy").write_bytes(b"\x93NUMPY")
+        else:
+            (folder / "labels.npy").unlink()
+        self.assert_equal(load_annotations(path, cache_dir=cache), expected)
+        self.assert_equal(load_annotations(path, cache_dir=cache), expected)
+
+    def test_pickles_of_cached_columns_are_names_of_files(self, path: Path, tmp_path: Path) -> None:
+        values = coco([[1, 2, 3, 4]] * 500, images=list(self.IMAGES))
+        path.write_text(json.dumps(values))
+        plain, cached = load_annotations(path), load_annotations(path, cache_dir=tmp_path)
+        assert len(pickle.dumps(cached)) < 1000 < len(pickle.dumps(plain))
+        for loaded in (plain, cached):
+            self.assert_equal(pickle.loads(pickle.dumps(loaded)), plain)
+
+    def test_corners_are_warned_of_each_time(self, path: Path, tmp_path: Path) -> None:
+        path.write_text(json.dumps(coco([[10, 10, 40, 30], [60, 50, 90, 75], [55, 5, 99, 80]])))
+        for _ in range(2):
+            with pytest.warns(BoxFormatWarning, match="corners"):
+                load_annotations(path, cache_dir=tmp_path)
+
+    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(DetrKitError, match=r"gone\.json: no such annotation file"):
+            load_annotations(tmp_path / "gone.json", cache_dir=tmp_path / "cache")
 
 
 class TestRealData:

@@ -78,18 +78,18 @@ def changed(part: str, **values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file"),
+        (None, "no such annotation file"),
         ("{", "not a json file"),
         ([], "not a COCO annotation file"),
         ({"images": []}, "not a COCO annotation file"),
         (changed("annotations", image_id=9), "annotation 4: no image has the id 9"),
         (changed("annotations", category_id=9), "annotation 4: no category has the id 9"),
-        (changed("annotations", bbox=[1, 2, 3]), r"annotations\[0\]\.bbox"),
+        (changed("annotations", bbox=[1, 2, 3]), r"annotation 4: bbox must be \[x, y, w, h\]"),
         (
             changed("annotations", bbox=[1, 2, 3, float("inf")]),
             "annotation 4: bbox .* not four",
         ),
-        (changed("annotations", area="big"), r"annotations\[0\]\.area"),
+        (changed("annotations", area="big"), "annotation 4: area: Expected"),
         ({**GOOD, "images": [{"id": 1}, {"id": 1}]}, "image id 1 appears twice"),
         ({**GOOD, "categories": GOOD["categories"] * 2}, "appears twice"),
     ],
