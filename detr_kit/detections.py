@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detr_kit.errors import DetrKitError
-from detr_kit.preprocess import ImageInput, read_image
+from detr_kit.images import ImageInput, read_image
 
 RGB = tuple[int, int, int]
 
@@ -102,19 +102,27 @@ class Detections:
 
         Raises DetrKitError where the image cannot be read.
         """
+        order = np.argsort(self.scores, kind="stable")
+        texts = [f"{self.names[row]} {self.scores[row]:.2f}" for row in order]
         canvas = Image.fromarray(read_image(image))
-        pen = ImageDraw.Draw(canvas)
-        short_side = min(canvas.size)
-        line = max(1, round(short_side / 250))
-        font = ImageFont.load_default(size=max(10, round(short_side / 36)))
-        right, bottom = canvas.width - 1, canvas.height - 1
-        for row in np.argsort(self.scores, kind="stable"):
-            box = self.boxes_xyxy[row].clip(0, (right, bottom, right, bottom)).tolist()
-            color = category_color(int(self.category_ids[row]))
-            pen.rectangle(box, outline=color, width=line)
-            label = f"{self.names[row]} {self.scores[row]:.2f}"
-            _draw_label(pen, label, (box[0], box[1]), color, font, canvas.size)
+        draw_boxes(canvas, self.boxes_xyxy[order], texts, self.category_ids[order].tolist())
         return canvas
+
+
+def draw_boxes(
+    canvas: Image.Image, boxes_xyxy: np.ndarray, texts: Sequence[str], category_ids: Sequence[int]
+) -> None:
+    """Draw boxes (n, 4) in pixels and what they are, in place; the last one is on top."""
+    pen = ImageDraw.Draw(canvas)
+    short_side = min(canvas.size)
+    line = max(1, round(short_side / 250))
+    font = ImageFont.load_default(size=max(10, round(short_side / 36)))
+    right, bottom = canvas.width - 1, canvas.height - 1
+    for corners, text, category_id in zip(boxes_xyxy, texts, category_ids, strict=True):
+        box = corners.clip(0, (right, bottom, right, bottom)).tolist()
+        color = category_color(category_id)
+        pen.rectangle(box, outline=color, width=line)
+        _draw_label(pen, text, (box[0], box[1]), color, font, canvas.size)
 
 
 def category_color(category_id: int) -> RGB:

@@ -15,8 +15,9 @@ from detr_kit.categories import CategoryTable
 from detr_kit.checkpoints.sources import load_detector
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
+from detr_kit.images import ImageInput, read_image
 from detr_kit.prediction import predict_batches
-from detr_kit.preprocess import ImageInput, Preprocessing, read_image
+from detr_kit.preprocess import Preprocessing
 from detr_kit.structures import CollatedImages
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
+from detr_kit.images import read_image
 from detr_kit.inference.files import expand_inputs, image_ids_of, output_paths, predict_files
-from detr_kit.preprocess import read_image
 
 
 class OneBox:

@@ -21,7 +21,8 @@ from detr_kit.checkpoints.processor import (
     read_processor,
 )
 from detr_kit.config import IMAGENET_MEAN, IMAGENET_STD
-from detr_kit.preprocess import Preprocessing, read_image
+from detr_kit.images import read_image
+from detr_kit.preprocess import Preprocessing
 from detr_kit.sizes import SizeRule
 from detr_kit.structures import CollatedImages
 

@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from detr_kit.preprocess import read_image, resize, resize_for_training
+from detr_kit.images import read_image
+from detr_kit.preprocess import resize, resize_for_training
 from detr_kit.sizes import SizeHW, SizeRule
 
 PICTURES = Path(__file__).resolve().parents[3] / "shared/data/coco_mini/val2017"
