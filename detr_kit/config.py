@@ -77,7 +77,19 @@ class DataConfig(Section):
     val: SplitConfig | None = None
     num_workers: int = Field(2, ge=0)
     on_bad_box: Literal["raise", "skip"] = "raise"
-    augmentation: Literal["detr", "yolos", "small_data", "none"] = "detr"
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    # share of the pictures below which a category's pictures are repeated; 0: each comes once
+    repeat_threshold: float = Field(0.0, ge=0, le=1)
+    # a recipe by name, or a pipeline as albumentations.to_dict writes it: a mapping or a file
+    augmentation: Literal["detr", "yolos", "small_data", "strong", "none"] | dict[str, Any] = "detr"
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _read_pipeline(cls, value: Any) -> Any:
+        """Put the content in the place of a file's name, so that a run's config holds it."""
+        if isinstance(value, str) and Path(value).suffix in (".yaml", ".yml", ".json"):
+            return OmegaConf.to_container(_read_yaml(Path(value), seen=()))
+        return value
 
 
 class ImageSizeConfig(Section):

@@ -34,6 +34,8 @@ def predict_batches(
     """
     with _evaluation_mode(model):
         for batch in batches:
+            if not len(batch):  # none of its pictures could be read
+                continue
             output = _forward(model, batch.to(device), preprocessing)
             found = to_detections(
                 output,

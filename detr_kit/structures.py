@@ -22,12 +22,14 @@ class CollatedImages:
     `pixels` is (B, H, W, 3) uint8 RGB, arbitrary outside each image. `sizes_hw` are the images'
     own sizes inside the batch, `original_sizes_hw` the sizes of the files they came from, both on
     the host, so that reading them never waits for a device. `image_ids` names the pictures.
+    `skipped` says which pictures could not be read and why; a batch may have lost all of its own.
     """
 
     pixels: Tensor
     sizes_hw: tuple[SizeHW, ...]
     original_sizes_hw: tuple[SizeHW, ...]
     image_ids: tuple[int, ...]
+    skipped: tuple[str, ...] = ()
 
     @classmethod
     def from_images(
@@ -35,17 +37,21 @@ class CollatedImages:
         images: Sequence[Tensor],
         original_sizes_hw: Sequence[SizeHW],
         image_ids: Sequence[int],
+        skipped: Sequence[str] = (),
     ) -> CollatedImages:
         """Put (H, W, 3) uint8 images into the top left of a common size, the largest of each."""
         sizes_hw = tuple((image.shape[0], image.shape[1]) for image in images)
         if len(set(sizes_hw)) == 1:
             pixels = torch.stack(list(images))
         else:
-            height, width = (max(sides) for sides in zip(*sizes_hw, strict=True))
-            pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8)
+            height = max((height for height, _ in sizes_hw), default=0)
+            width = max((width for _, width in sizes_hw), default=0)
+            pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8)
             for row, image in zip(pixels, images, strict=True):
                 row[: image.shape[0], : image.shape[1]] = image
-        return cls(pixels, sizes_hw, tuple(original_sizes_hw), tuple(image_ids))
+                row[: image.shape[0], image.shape[1] :] = 0
+                row[image.shape[0] :] = 0
+        return cls(pixels, sizes_hw, tuple(original_sizes_hw), tuple(image_ids), tuple(skipped))
 
     def __len__(self) -> int:
         return len(self.sizes_hw)
@@ -59,14 +65,19 @@ class CollatedImages:
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageBatch:
         """Scale to [0, 1], subtract `mean` and divide by `std` per channel; zero the padding."""
         device = self.pixels.device
-        # Made on the host and sent without waiting: a tensor made on a device waits for it.
-        mean_rgb = torch.tensor(mean, dtype=torch.float32).to(device, non_blocking=True)
-        std_rgb = torch.tensor(std, dtype=torch.float32).to(device, non_blocking=True)
-        padding_mask = padding_mask_of(
-            self.sizes_hw, (self.pixels.shape[1], self.pixels.shape[2]), device
+        batch, height, width, _ = self.pixels.shape
+        padding_mask = padding_mask_of(self.sizes_hw, (height, width), device)
+        # Rows of pixels against a row of means: a last dimension of 3 would be computed one by
+        # one. Made on the host and sent without waiting: a tensor made on a device waits for it.
+        mean_row, std_row = (
+            torch.tensor(values, dtype=torch.float32).repeat(width).to(device, non_blocking=True)
+            for values in (mean, std)
         )
-        floats = (self.pixels.float() / 255.0 - mean_rgb) / std_rgb
-        floats = floats.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        rows = self.pixels.reshape(batch, height, width * 3).float()
+        rows.div_(255.0).sub_(mean_row).div_(std_row)
+        floats = rows.view(batch, height, width, 3)
+        if any(size != (height, width) for size in self.sizes_hw):
+            floats.masked_fill_(padding_mask.unsqueeze(-1), 0.0)
         # The permuted view of (B, H, W, 3) is a channels-last (B, 3, H, W): no copy.
         return ImageBatch(floats.permute(0, 3, 1, 2), padding_mask, self.sizes_hw)
 
@@ -142,8 +153,8 @@ class TargetBatch:
     @classmethod
     def from_targets(cls, targets: list[Target]) -> TargetBatch:
         return cls(
-            torch.cat([target.labels for target in targets]),
-            torch.cat([target.boxes_cxcywh for target in targets]),
+            torch.cat([torch.empty(0, dtype=torch.int64), *(t.labels for t in targets)]),
+            torch.cat([torch.empty(0, 4), *(t.boxes_cxcywh for t in targets)]),
             tuple(len(target.labels) for target in targets),
             tuple(target.image_id for target in targets),
         )

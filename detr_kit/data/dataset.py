@@ -1,26 +1,36 @@
-"""Pictures with their objects, one at a time."""
+"""Pictures with their objects, augmented, one at a time."""
 
 from __future__ import annotations
 
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detr_kit.boxes import xyxy_to_cxcywh
 from detr_kit.data.annotations import CocoAnnotations
 from detr_kit.data.augmentation import Pipeline
+from detr_kit.data.pictures import PictureFolder
 from detr_kit.errors import DetrKitError
-from detr_kit.preprocess import read_image
+from detr_kit.images import ImageError
 from detr_kit.sizes import SizeHW
 from detr_kit.structures import Target
 
-# The picture (H, W, 3) uint8 as augmented, its objects, and the size of the file it came from.
-Sample = tuple[Tensor, Target, SizeHW]
-# A key that tells the epoch reaches workers that live through all epochs.
-SampleKey = tuple[int, int]
+# (epoch, index), and which repetition of the picture in the epoch where it comes several times. A
+# key that tells the epoch reaches workers that live through all epochs.
+SampleKey = tuple[int, int] | tuple[int, int, int]
+OnBadImage = Literal["raise", "replace", "leave_out"]
+
+# Sets the seeds of replaced pictures apart from those of repeated ones.
+_REPLACED = 2**32 - 1
+# So many pictures are tried in the place of an unreadable one.
+_ATTEMPTS = 20
 
 
 class SampleError(DetrKitError):
@@ -35,15 +45,41 @@ class SampleError(DetrKitError):
         super().__init__(last_line.removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
-class DetectionDataset(Dataset[Sample]):
+class SkippedPicturesWarning(UserWarning):
+    """Pictures of the validation split could not be read."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture (H, W, 3) uint8 as augmented, its objects, and the size of the file it came from.
+
+    `skipped` says why other pictures were left out, of which this one takes the place.
+    """
+
+    image: Tensor
+    target: Target
+    original_size_hw: SizeHW
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An unreadable picture, left out of its batch."""
+
+    skipped: tuple[str, ...]
+
+
+class DetectionDataset(Dataset[Sample | Missing]):
     """The pictures of `annotations`, read from `image_dir` and passed through `pipeline`.
 
-    `dataset[epoch, index]` and `dataset[index]` (epoch 0) give a picture (H, W, 3) uint8, its
-    Target and the size of its file. Augmentation depends on `seed`, epoch and index and on
-    nothing else, so not on the number of workers.
+    `dataset[epoch, index]` and `dataset[index]` (epoch 0) give a Sample. Augmentation depends on
+    `seed` and the key and on nothing else, so not on the number of workers.
 
-    Raises DetrKitError for a missing folder, and on access for unreadable pictures and for those
-    whose size is not the one in the annotation file.
+    Unreadable pictures, and those whose size is not the one in the annotation file, raise
+    DetrKitError on access; with `on_bad_image="replace"`, another picture, drawn by the key,
+    takes their place; with "leave_out", they are Missing.
+
+    Raises DetrKitError for a missing folder.
     """
 
     def __init__(
@@ -53,41 +89,76 @@ class DetectionDataset(Dataset[Sample]):
         pipeline: Pipeline,
         *,
         seed: int = 0,
+        on_bad_image: OnBadImage = "raise",
     ) -> None:
-        self.annotations = annotations
-        self.image_dir = Path(image_dir)
+        self.pictures = PictureFolder(annotations, image_dir)
+        self.image_ids = annotations.image_ids
         self.pipeline = pipeline
         self.seed = seed
-        if not self.image_dir.is_dir():
-            raise DetrKitError(f"{self.image_dir}: no such image folder")
+        self.on_bad_image = on_bad_image
 
     def __len__(self) -> int:
-        return len(self.annotations)
+        return len(self.pictures)
 
-    def __getitem__(self, key: int | SampleKey) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: int | SampleKey) -> Sample | Missing:
+        key = key if isinstance(key, tuple) else (0, key)
         try:
-            return self._sample(epoch, index)
+            if self.on_bad_image == "replace":
+                return self._sample_or_another(key)
+            return self._sample(key, key[1])
+        except ImageError as error:
+            if self.on_bad_image == "leave_out":
+                return Missing((str(error),))
+            raise SampleError(str(error)) from error
         except DetrKitError as error:
             raise SampleError(str(error)) from error
 
-    def image_path(self, index: int) -> Path:
-        return self.image_dir / str(self.annotations.file_names[index])
+    def _sample_or_another(self, key: SampleKey) -> Sample:
+        skipped: list[str] = []
+        index = key[1]
+        rng = np.random.default_rng(sample_seed(self.seed, (*key, _REPLACED)))
+        seeds: tuple[int, ...] = key
+        while True:
+            try:
+                return self._sample(seeds, index, tuple(skipped))
+            except ImageError as error:
+                skipped.append(str(error))
+                if len(skipped) == _ATTEMPTS:
+                    raise DetrKitError(
+                        f"{error} (the last of {_ATTEMPTS} pictures that were tried)"
+                    ) from error
+            index = int(rng.integers(len(self)))
+            seeds = (*key, _REPLACED, len(skipped))
 
-    def _sample(self, epoch: int, index: int) -> Sample:
-        size_hw = self.annotations.size_hw(index)
-        image = read_image(self.image_path(index), expected_size_hw=size_hw)
-        boxes_xyxy, labels = self.annotations.objects_of(index)
-        seed = sample_seed(self.seed, epoch, index)
-        image, boxes, rows = self.pipeline(image, boxes_xyxy, seed=seed)
+    def _sample(self, key: Sequence[int], index: int, skipped: tuple[str, ...] = ()) -> Sample:
+        found = self.pipeline(self.pictures, index, seed=sample_seed(self.seed, key))
         target = Target(
-            labels=torch.from_numpy(labels[rows]),
-            boxes_cxcywh=xyxy_to_cxcywh(torch.from_numpy(boxes)),
-            image_id=int(self.annotations.image_ids[index]),
+            labels=torch.from_numpy(found.labels),
+            boxes_cxcywh=torch.from_numpy(_cxcywh(found.boxes_xyxy)),
+            image_id=int(self.image_ids[index]),
         )
-        return torch.from_numpy(image), target, size_hw
+        size_hw = self.pictures.annotations.size_hw(index)
+        return Sample(torch.from_numpy(found.image), target, size_hw, skipped)
 
 
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Return the 64-bit seed of one picture in one epoch."""
-    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0])
+def _cxcywh(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Return centres and sizes (n, 4) float32; for a few boxes, numpy is faster than torch."""
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    return np.concatenate([(low + high) / 2, high - low], axis=1)
+
+
+def sample_seed(seed: int, key: Sequence[int]) -> int:
+    """Return the 64-bit seed of a picture's augmentation from the run's seed and the key."""
+    numbers = ",".join(map(str, (seed, *key)))
+    return int.from_bytes(hashlib.blake2b(numbers.encode(), digest_size=8).digest(), "big")
+
+
+def warn_of_skipped(skipped: Sequence[str]) -> None:
+    """Warn that an evaluation lacks pictures, naming the first."""
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} pictures could not be read and count as without detections: "
+            f"{skipped[0]}",
+            SkippedPicturesWarning,
+            stacklevel=3,
+        )

@@ -9,122 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from detr_kit.config import RunConfig
 from detr_kit.data.annotations import CocoAnnotations
 from detr_kit.data.augmentation import eval_pipeline, train_pipeline
-from detr_kit.data.dataset import DetectionDataset, Sample, SampleKey
+from detr_kit.data.dataset import DetectionDataset, Missing, OnBadImage, Sample, SampleKey
+from detr_kit.data.samplers import AspectBatchSampler, FileOrderBatchSampler, repeat_factors
 from detr_kit.errors import DetrKitError
 from detr_kit.preprocess import Preprocessing
 from detr_kit.structures import CollatedImages, TargetBatch
 
 Batch = tuple[CollatedImages, TargetBatch]
 
-# Pictures whose aspect ratios differ by less than a bin of this width in log2 (19 %) mix freely.
-ASPECT_BIN = 0.25
-# Steps' worth of shuffled pictures that are sorted by aspect ratio at a time.
-STEPS_A_CHUNK = 64
 
-
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample | Missing]) -> Batch:
     """Put pictures into the top left of a common size, and their objects after each other."""
-    images, targets, original_sizes_hw = zip(*samples, strict=True)
-    image_ids = [target.image_id for target in targets]
-    collated = CollatedImages.from_images(images, original_sizes_hw, image_ids)
-    return collated, TargetBatch.from_targets(list(targets))
-
-
-class AspectBatchSampler(Sampler[list[SampleKey]]):
-    """Batches of (epoch, index) keys of pictures with similar aspect ratios.
-
-    Each epoch, by `seed` and epoch, pictures are shuffled, sorted by bins of aspect ratio within
-    large chunks and cut into steps of `batch_size * world_size`, which are shuffled; in a step,
-    every rank takes a share of neighbours. Without `shuffle`, order is that of the file.
-
-    Every rank gets the same number of batches. The last step holds the pictures that are left
-    (drawn at random), spread evenly over the ranks: smaller batches, none lost. Only where fewer
-    are left than there are ranks, pictures are seen twice, so that no rank comes away empty.
-    """
-
-    def __init__(
-        self,
-        sizes_hw: np.ndarray | Sequence[tuple[int, int]],
-        batch_size: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-    ) -> None:
-        if batch_size < 1 or not 0 <= rank < world_size:
-            raise DetrKitError(
-                f"batch size {batch_size}, rank {rank} of {world_size}: not a valid combination"
-            )
-        sizes = np.asarray(sizes_hw, dtype=np.float64).reshape(-1, 2)
-        self.aspect_bins = np.round(np.log2(sizes[:, 0] / sizes[:, 1]) / ASPECT_BIN)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle = shuffle
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """The number of batches of each rank."""
-        return -(-len(self.aspect_bins) // (self.batch_size * self.world_size))
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        epoch = self.epoch
-        for step in self._steps(epoch):
-            share = np.array_split(step, self.world_size)[self.rank]
-            yield [(epoch, int(index)) for index in share]
-
-    def _steps(self, epoch: int) -> list[np.ndarray]:
-        """Return the indices of each step over all ranks."""
-        total, step_size = len(self.aspect_bins), self.batch_size * self.world_size
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(total) if self.shuffle else np.arange(total)
-        full = total // step_size * step_size
-        steps: list[np.ndarray] = []
-        for start in range(0, full, STEPS_A_CHUNK * step_size):
-            chunk = order[start : min(start + STEPS_A_CHUNK * step_size, full)]
-            if self.shuffle:
-                # Stable: pictures of one bin stay shuffled.
-                chunk = chunk[np.argsort(self.aspect_bins[chunk], kind="stable")]
-            steps += np.split(chunk, len(chunk) // step_size)
-        if self.shuffle:
-            steps = [steps[place] for place in rng.permutation(len(steps))]
-        left = order[full:]
-        if len(left):
-            # Sorted, so that neighbours in aspect ratio share a rank.
-            left = left[np.argsort(self.aspect_bins[left], kind="stable")] if self.shuffle else left
-            steps.append(np.resize(left, max(len(left), self.world_size)))
-        return steps
-
-
-class FileOrderBatchSampler(Sampler[list[SampleKey]]):
-    """Batches in the order of the file; rank r takes every `world_size`-th, each picture once."""
-
-    def __init__(
-        self, num_images: int, batch_size: int, *, rank: int = 0, world_size: int = 1
-    ) -> None:
-        starts = range(0, num_images, batch_size)[rank::world_size]
-        self.batches = [
-            [(0, index) for index in range(start, min(start + batch_size, num_images))]
-            for start in starts
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return iter(self.batches)
+    present = [sample for sample in samples if isinstance(sample, Sample)]
+    images = CollatedImages.from_images(
+        [sample.image for sample in present],
+        [sample.original_size_hw for sample in present],
+        [sample.target.image_id for sample in present],
+        skipped=[reason for sample in samples for reason in sample.skipped],
+    )
+    return images, TargetBatch.from_targets([sample.target for sample in present])
 
 
 def train_loader(
@@ -138,6 +47,7 @@ def train_loader(
         config.data.train.images,
         train_pipeline(config.data.augmentation, config.image_size),
         seed=config.seed,
+        on_bad_image="replace" if config.data.on_bad_image == "skip" else "raise",
     )
     sampler = AspectBatchSampler(
         annotations.sizes_hw,
@@ -145,6 +55,7 @@ def train_loader(
         seed=config.seed,
         rank=rank,
         world_size=world_size,
+        repeats=repeat_factors(annotations, config.data.repeat_threshold),
     )
     return _loader(dataset, sampler, config.data.num_workers)
 
@@ -158,11 +69,21 @@ def eval_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    on_bad_image: OnBadImage = "raise",
 ) -> DataLoader[Any]:
     """Return the loader that gives each picture once, over all ranks, resized only."""
-    dataset = DetectionDataset(annotations, image_dir, eval_pipeline(preprocessing))
+    dataset = DetectionDataset(
+        annotations, image_dir, eval_pipeline(preprocessing), on_bad_image=on_bad_image
+    )
     sampler = FileOrderBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
     return _loader(dataset, sampler, num_workers)
+
+
+def noting_skipped(loader: DataLoader[Any], skipped: list[str]) -> Iterator[CollatedImages]:
+    """Yield the images of each batch; add to `skipped` why pictures are missing."""
+    for images, _ in loader:
+        skipped += images.skipped
+        yield images
 
 
 def _loader(
@@ -197,7 +118,7 @@ def worker_context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["detr_kit.data.loading", "detr_kit.data.transforms"])
+    context.set_forkserver_preload(["detr_kit.data.loading", "detr_kit.data.compose"])
     return context
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import nn
 
 from detr_kit.categories import CategoryTable
 from detr_kit.data.annotations import load_annotations
-from detr_kit.data.loading import eval_loader
+from detr_kit.data.dataset import warn_of_skipped
+from detr_kit.data.loading import eval_loader, noting_skipped
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import evaluate_results
 from detr_kit.evaluation.metrics import CocoMetrics
@@ -39,13 +40,17 @@ def evaluate(
     batch_size: int = 1,
     num_workers: int = 0,
     results_path: str | Path | None = None,
+    on_bad_image: Literal["raise", "skip"] = "raise",
 ) -> CocoMetrics:
     """Return the COCO figures of a detector on an annotation file and its folder of images.
 
     Equal to scoring `detector.predict` at threshold 0. The detector may know more categories than
     the file; what it finds of those is left out, as COCO scores it. The detections are written to
-    `results_path`, a COCO results file, where one is given. Raises DetrKitError where the
-    file has a category that the detector does not have under the same id and name.
+    `results_path`, a COCO results file, where one is given. With `on_bad_image="skip"`, unreadable
+    pictures count as without detections, with a `SkippedPicturesWarning`.
+
+    Raises DetrKitError where the file has a category that the detector does not have under the
+    same id and name.
     """
     if isinstance(detector, str | Path):
         raise DetrKitError(
@@ -60,12 +65,12 @@ def evaluate(
         detector.preprocessing,
         batch_size=batch_size,
         num_workers=num_workers,
-        rank=0,
-        world_size=1,
+        on_bad_image="leave_out" if on_bad_image == "skip" else "raise",
     )
+    skipped: list[str] = []
     predictions = predict_batches(
         detector.model,
-        (batch for batch, _ in loader),
+        noting_skipped(loader, skipped),
         categories=detector.categories,
         preprocessing=detector.preprocessing,
         device=detector.device,
@@ -83,6 +88,7 @@ def evaluate(
             disable=not console.is_terminal,
         )
     }
+    warn_of_skipped(skipped)
     if results_path is not None:
         write_results(results_path, found)
     return evaluate_results(found, annotations)

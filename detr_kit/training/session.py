@@ -16,7 +16,8 @@ from detr_kit.checkpoints.detector import MODEL_FILE, DetectorSpec, read_spec, s
 from detr_kit.checkpoints.reading import read_tensors
 from detr_kit.config import RunConfig, SplitConfig, dump_config
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
-from detr_kit.data.loading import Batch, eval_loader, train_loader
+from detr_kit.data.dataset import warn_of_skipped
+from detr_kit.data.loading import Batch, eval_loader, noting_skipped, train_loader
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import CocoMetrics, evaluate_results
 from detr_kit.evaluation.ground_truth import load_ground_truth
@@ -33,6 +34,8 @@ from detr_kit.training.state import Progress, load_training_state, save_training
 from detr_kit.training.trainer import Trainer
 
 CONFIG_FILE = "config.yaml"
+# Beside the run: columns of annotation files, for the workers and for the next run.
+INDEX_FOLDER = ".annotation_index"
 
 
 class Session:
@@ -41,10 +44,14 @@ class Session:
     def __init__(self, config: RunConfig, *, resumed: bool) -> None:
         self.config = config
         train_split, val_split = _required_splits(config)
-        self.train_set = load_annotations(
-            train_split.annotations, on_bad_box=config.data.on_bad_box
+        self.train_set, self.val_set = (
+            load_annotations(
+                split.annotations,
+                on_bad_box=config.data.on_bad_box,
+                cache_dir=config.output.parent / INDEX_FOLDER,
+            )
+            for split in (train_split, val_split)
         )
-        self.val_set = load_annotations(val_split.annotations, on_bad_box=config.data.on_bad_box)
         _check_data(self.train_set, self.val_set, train_split, val_split)
         self.truth = load_ground_truth(val_split.annotations, on_bad_box=config.data.on_bad_box)
 
@@ -99,6 +106,7 @@ class Session:
             self.spec.preprocessing,
             batch_size=config.evaluation.batch_size or config.batch_size,
             num_workers=config.data.num_workers,
+            on_bad_image="leave_out" if config.data.on_bad_image == "skip" else "raise",
             **share,
         )
 
@@ -167,14 +175,16 @@ class Session:
             return None
         if self.accelerator.num_processes > 1:
             share_buffers(self.bare_model)
+        skipped: list[str] = []
         found = predict_batches(
             self.bare_model,
-            (images for images, _ in self.val_loader),
+            noting_skipped(self.val_loader, skipped),
             categories=self.spec.categories,
             preprocessing=self.spec.preprocessing,
             device=self.accelerator.device,
         )
         own = list(found)
+        warn_of_skipped(skipped)
         everyone = gather_object(own) if self.accelerator.num_processes > 1 else own
         with warnings.catch_warnings():
             # An untrained detector may well find nothing; the table of the epoch says so.

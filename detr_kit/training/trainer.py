@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -101,6 +102,7 @@ class Trainer:
         self._seed_epoch(progress.epoch)
         self.model.train()
         sums: dict[str, Tensor] = {}
+        skipped: list[str] = []
         steps = images = 0
         started = time.monotonic()
         for batches in _in_groups(self.loader, self.accumulate):
@@ -115,6 +117,7 @@ class Trainer:
                 ) from error
             for name, value in logged.items():
                 sums[name] = sums[name] + value if name in sums else value
+            skipped += [reason for batch, _ in batches for reason in batch.skipped]
             progress.step += 1
             steps += 1
             images += sum(len(batch) for batch, _ in batches) * self.accelerator.num_processes
@@ -125,12 +128,19 @@ class Trainer:
                 display.step(progress.step, f"epoch {progress.epoch + 1}", shown)
         progress.epoch += 1
         seconds = time.monotonic() - started
+        if self.accelerator.num_processes > 1:
+            skipped = gather_object(skipped)
+        if skipped:
+            display.message(
+                f"warning: {len(skipped)} unreadable pictures were replaced: {skipped[0]}"
+            )
         return {
             "epoch": progress.epoch,
             "step": progress.step,
             "lr": float(self.optimizer.param_groups[-1]["lr"]),
             "seconds": seconds,
             "images_per_second": images / seconds,
+            "skipped_images": len(skipped),
             "train": self._mean_over_processes(sums, steps),
         }
 

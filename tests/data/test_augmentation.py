@@ -8,15 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detr_kit.config import ImageSizeConfig
-from detr_kit.data.augmentation import eval_pipeline, train_pipeline
-from detr_kit.data.transforms import A, CropOfAbsoluteSize, CropOfRelativeSize, ResizeByRule
+from detr_kit.data.augmentation import Pipeline, eval_pipeline, train_pipeline
+from detr_kit.data.pictures import Picture
 from detr_kit.errors import DetrKitError
 from detr_kit.preprocess import preprocessing_from
-from detr_kit.sizes import SizeRule
 
 OFFICIAL = ImageSizeConfig(train_short_sides=tuple(range(480, 801, 32)))
 SMALL = ImageSizeConfig(short_side=96, long_side=160)
 RANDOM = ("detr", "yolos", "small_data")
+
+
+def run(
+    pipeline: Pipeline, image: np.ndarray, boxes_xyxy: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the picture, the boxes and their rows in `boxes_xyxy`."""
+    boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
+    source = Picture(image, image.shape[:2], boxes, np.arange(len(boxes)))
+    found = pipeline([source], 0, seed=seed)
+    return found.image, found.boxes_xyxy, found.labels
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -44,7 +53,7 @@ class TestGeometry:
     @pytest.mark.parametrize("seed", range(12))
     def test_boxes_follow_the_painted_objects(self, name: str, seed: int) -> None:
         image = painted(160, 240, list(self.BOXES))
-        out, boxes, rows = train_pipeline(name, SMALL)(image, np.array(self.BOXES), seed=seed)
+        out, boxes, rows = run(train_pipeline(name, SMALL), image, np.array(self.BOXES), seed=seed)
         for box, row in zip(boxes, rows, strict=True):
             brightness = 100 + 50 * row
             x0, y0, x1, y1 = cut(out, box)
@@ -60,8 +69,8 @@ class TestGeometry:
     @pytest.mark.parametrize("seed", range(8))
     def test_small_data_keeps_boxes_on_their_objects(self, seed: int) -> None:
         image = painted(160, 240, [[60, 50, 160, 110]])
-        out, boxes, rows = train_pipeline("small_data", SMALL)(
-            image, np.array([[60, 50, 160, 110]]), seed=seed
+        out, boxes, rows = run(
+            train_pipeline("small_data", SMALL), image, np.array([[60, 50, 160, 110]]), seed=seed
         )
         x0, y0, x1, y1 = cut(out, boxes[0])
         bright = out.max(axis=-1) > out.max() // 2
@@ -72,13 +81,14 @@ class TestGeometry:
 
     def test_rows_follow_the_boxes_that_are_dropped(self) -> None:
         boxes = np.array([[x, y, x + 8, y + 8] for y in range(0, 1000, 20) for x in (0, 900)])
+        pipeline = train_pipeline("detr", OFFICIAL)
         dropped = 0
         for seed in range(8):
-            out, kept, rows = train_pipeline("detr", OFFICIAL)(picture(1000, 908), boxes, seed=seed)
+            out, kept, rows = run(pipeline, picture(1000, 908), boxes, seed=seed)
             assert len(kept) == len(rows)
             assert len(set(rows.tolist())) == len(rows)
             left = rows % 2 == 0
-            if (kept[left, 0] < 0.5).all():  # not flipped
+            if left.any() and (kept[left, 0] < 0.5).all():  # not flipped
                 assert (kept[~left, 2] > 0.5).all()
             dropped += len(boxes) - len(rows)
             assert out.dtype == np.uint8
@@ -87,8 +97,11 @@ class TestGeometry:
     @pytest.mark.parametrize("name", [*RANDOM, "none"])
     def test_pictures_without_boxes(self, name: str) -> None:
         for seed in range(4):
-            out, boxes, rows = train_pipeline(name, SMALL)(
-                picture(50, 70), np.zeros((0, 4), dtype=np.float32), seed=seed
+            out, boxes, rows = run(
+                train_pipeline(name, SMALL),
+                picture(50, 70),
+                np.zeros((0, 4), dtype=np.float32),
+                seed=seed,
             )
             assert out.ndim == 3
             assert boxes.shape == (0, 4)
@@ -112,7 +125,7 @@ class TestGeometry:
     ) -> None:
         drawn = np.array(corners).reshape(-1, 2, 2) * size_hw[::-1]
         boxes_xyxy = np.concatenate([drawn.min(axis=1), drawn.max(axis=1)], axis=1)
-        out, boxes, rows = PIPELINES[name](picture(*size_hw), boxes_xyxy, seed=seed)
+        out, boxes, rows = run(PIPELINES[name], picture(*size_hw), boxes_xyxy, seed=seed)
         assert out.flags.c_contiguous
         assert boxes.dtype == np.float32
         assert len(boxes) == len(rows)
@@ -123,7 +136,7 @@ class TestGeometry:
         boxes = np.array([[0, 0, 70, 50], [69.99, 0, 70.0001, 50], [0, 0, 1e-6, 1e-6]])
         for name in RANDOM:
             for seed in range(6):
-                _, kept, _ = train_pipeline(name, SMALL)(picture(50, 70), boxes, seed=seed)
+                _, kept, _ = run(train_pipeline(name, SMALL), picture(50, 70), boxes, seed=seed)
                 assert len(kept) >= 1
 
 
@@ -135,8 +148,8 @@ class TestRecipes:
     def test_none_is_pixel_equal_to_evaluation(self, rule: str) -> None:
         config = ImageSizeConfig(rule=rule, short_side=64, long_side=96, train_short_sides=(32,))
         image, boxes = picture(100, 130), np.array([[10.0, 20, 130, 100]])
-        trained = train_pipeline("none", config)(image, boxes, seed=3)
-        evaluated = eval_pipeline(preprocessing_from(config))(image, boxes, seed=4)
+        trained = run(train_pipeline("none", config), image, boxes, seed=3)
+        evaluated = run(eval_pipeline(preprocessing_from(config)), image, boxes, seed=4)
         expected = preprocessing_from(config).apply(image)
         np.testing.assert_array_equal(trained[0], expected)
         np.testing.assert_array_equal(evaluated[0], expected)
@@ -148,7 +161,7 @@ class TestRecipes:
         image, whole = picture(300, 500), np.array([[0, 0, 500, 300]])
         short_sides, cropped = set(), 0
         for seed in range(200):
-            out, boxes, _ = pipeline(image, whole, seed=seed)
+            out, boxes, _ = run(pipeline, image, whole, seed=seed)
             short, long = sorted(out.shape[:2])
             assert long <= 1333 + 1
             if abs(long / short - 5 / 3) < 0.01:
@@ -162,13 +175,13 @@ class TestRecipes:
     def test_yolos_sizes_are_multiples_of_16(self) -> None:
         pipeline = train_pipeline("yolos", ImageSizeConfig(rule="detr", short_side=100))
         for seed in range(20):
-            out, _, _ = pipeline(picture(300, 500), np.zeros((0, 4)), seed=seed)
+            out, _, _ = run(pipeline, picture(300, 500), np.zeros((0, 4)), seed=seed)
             assert out.shape[0] % 16 == out.shape[1] % 16 == 0
 
     def test_the_training_cap_is_used(self) -> None:
         config = ImageSizeConfig(short_side=512, long_side=853, train_long_side=600)
-        out, _, _ = train_pipeline("small_data", config)(
-            picture(300, 500), np.zeros((0, 4)), seed=0
+        out, _, _ = run(
+            train_pipeline("small_data", config), picture(300, 500), np.zeros((0, 4)), seed=0
         )
         assert out.shape == (360, 600, 3)
 
@@ -177,7 +190,7 @@ class TestRecipes:
         config = ImageSizeConfig(rule=rule, short_side=96, long_side=160)
         pipeline = train_pipeline("small_data", config)
         expected = preprocessing_from(config).apply(picture(120, 150)).shape
-        outs = [pipeline(picture(120, 150), np.zeros((0, 4)), seed=s)[0] for s in range(12)]
+        outs = [run(pipeline, picture(120, 150), np.zeros((0, 4)), seed=s)[0] for s in range(12)]
         assert {out.shape for out in outs} == {expected}
         assert len({out.tobytes() for out in outs}) == 12
 
@@ -186,7 +199,7 @@ class TestRecipes:
         boxes = np.array([[0, 0, 100, 100]])
         num_dropped = 0
         for seed in range(400):
-            out, kept, _ = pipeline(picture(100, 300), boxes, seed=seed)
+            out, kept, _ = run(pipeline, picture(100, 300), boxes, seed=seed)
             num_dropped += not len(kept)
             if len(kept):
                 sides = (kept[0, 2:] - kept[0, :2]) * out.shape[1::-1]
@@ -205,11 +218,11 @@ class TestRandomStreams:
         image, boxes = picture(60, 90), np.array([[10, 10, 80, 50]])
         one, two = train_pipeline(name, SMALL), train_pipeline(name, SMALL)
         for seed in (0, 5, 2**64 - 1):
-            first = one(image, boxes, seed=seed)
-            one(image, boxes, seed=99)
-            for left, right in zip(first, two(image, boxes, seed=seed), strict=True):
+            first = run(one, image, boxes, seed=seed)
+            run(one, image, boxes, seed=99)
+            for left, right in zip(first, run(two, image, boxes, seed=seed), strict=True):
                 np.testing.assert_array_equal(left, right)
-        outs = {one(image, boxes, seed=seed)[0].tobytes() for seed in range(10)}
+        outs = {run(one, image, boxes, seed=seed)[0].tobytes() for seed in range(10)}
         assert len(outs) > 3
 
     def test_transforms_draw_independently(self) -> None:
@@ -218,7 +231,7 @@ class TestRandomStreams:
         image = painted(200, 300, [[0, 0, 30, 200]])
         seen = []
         for seed in range(120):
-            out, _, _ = pipeline(image, np.array([[0, 0, 300, 200]]), seed=seed)
+            out, _, _ = run(pipeline, image, np.array([[0, 0, 300, 200]]), seed=seed)
             flipped = out[:, -1].max() > 50 and out[:, 0].max() == 0
             kept_left = out[:, 0].max() > 50
             if flipped or kept_left:  # the stripe may have been cropped away
@@ -226,19 +239,3 @@ class TestRandomStreams:
         table = {pair: seen.count(pair) for pair in set(seen)}
         assert len(table) == 4, table
         assert min(table.values()) >= 4, table
-
-
-class TestTransforms:
-    def test_absolute_crops_are_capped_by_the_picture(self) -> None:
-        crop = A.Compose([CropOfAbsoluteSize(384, 600)])
-        for seed in range(10):
-            crop.set_random_seed(seed)
-            assert crop(image=picture(100, 500))["image"].shape[0] == 100
-            assert 384 <= crop(image=picture(700, 900))["image"].shape[1] <= 600
-
-    def test_relative_crops_keep_their_share(self) -> None:
-        rule = SizeRule("square", 50)
-        crop = A.Compose([CropOfRelativeSize((rule,), min_scale=1.0, max_stretch=1.0)])
-        image = picture(40, 80)
-        expected = A.Compose([ResizeByRule((rule,))])(image=image)["image"]
-        np.testing.assert_array_equal(crop(image=image)["image"], expected)

@@ -10,21 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from detr_kit.config import ImageSizeConfig, RunConfig, parse_config
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.augmentation import eval_pipeline, train_pipeline
-from detr_kit.data.dataset import DetectionDataset, SampleError, sample_seed
-from detr_kit.data.loading import (
-    AspectBatchSampler,
-    FileOrderBatchSampler,
-    collate,
-    eval_loader,
-    train_loader,
-)
+from detr_kit.data.dataset import DetectionDataset, Sample, SampleError, sample_seed
+from detr_kit.data.loading import collate, eval_loader, train_loader
 from detr_kit.errors import DetrKitError
 from detr_kit.preprocess import preprocessing_from
 
@@ -103,10 +95,11 @@ class TestDataset:
     def test_a_sample(self, folder: Path, annotations: CocoAnnotations) -> None:
         dataset = DetectionDataset(annotations, folder, eval_pipeline(preprocessing_from(SMALL)))
         assert len(dataset) == 7
-        image, target, original_hw = dataset[2]
+        sample = dataset[2]
+        image, target = sample.image, sample.target
         assert image.dtype == torch.uint8
         assert tuple(image.shape) == (32, 42, 3)
-        assert original_hw == (48, 64)
+        assert sample.original_size_hw == (48, 64)
         assert target.image_id == 102
         assert target.labels.tolist() == [0, 1]
         assert target.labels.dtype == torch.int64
@@ -119,7 +112,7 @@ class TestDataset:
     ) -> None:
         for name in ("none", "small_data"):
             dataset = DetectionDataset(annotations, folder, train_pipeline(name, SMALL))
-            _, target, _ = dataset[0]
+            target = dataset[0].target
             assert tuple(target.boxes_cxcywh.shape) == (0, 4)
             assert tuple(target.labels.shape) == (0,)
 
@@ -129,12 +122,12 @@ class TestDataset:
         def draw(seed: int, *keys: tuple[int, int]) -> list[bytes]:
             pipeline = train_pipeline("small_data", SMALL)
             dataset = DetectionDataset(annotations, folder, pipeline, seed=seed)
-            return [dataset[key][0].numpy().tobytes() for key in keys]
+            return [dataset[key].image.numpy().tobytes() for key in keys]
 
         assert draw(0, (0, 3), (1, 3)) == draw(0, (1, 3), (0, 3))[::-1]
         assert len(set(draw(0, *((epoch, 3) for epoch in range(8))))) > 5
         assert draw(0, (0, 3)) != draw(1, (0, 3))
-        assert len({sample_seed(*key) for key in np.ndindex(4, 5, 6)}) == 120
+        assert len({sample_seed(key[0], key[1:]) for key in np.ndindex(4, 5, 6)}) == 120
 
     def test_labels_follow_their_boxes(self, folder: Path, annotations: CocoAnnotations) -> None:
         """Label 1 lies under label 0, which no flip to the side and no crop changes."""
@@ -145,7 +138,7 @@ class TestDataset:
             dataset = DetectionDataset(annotations, folder, train_pipeline(name, SMALL))
             together = 0
             for epoch in range(20):
-                _, target, _ = dataset[epoch, 5]
+                target = dataset[epoch, 5].target
                 low_y, high_y = (target.boxes_cxcywh[target.labels == label, 1] for label in (1, 0))
                 if len(low_y) and len(high_y):
                     assert low_y.min() > high_y.max()
@@ -170,6 +163,77 @@ class TestDataset:
         with pytest.raises(DetrKitError, match=r"0\.png: the image is 40x60 .* says 60x40"):
             dataset[0]
 
+    def test_an_unreadable_picture_is_replaced_by_another_if_asked(
+        self, folder: Path, annotations: CocoAnnotations
+    ) -> None:
+        (folder / "3.png").write_bytes(b"")
+        pipeline = train_pipeline("small_data", SMALL)
+        strict = DetectionDataset(annotations, folder, pipeline, seed=2)
+        lenient = DetectionDataset(annotations, folder, pipeline, seed=2, on_bad_image="replace")
+        with pytest.raises(DetrKitError, match=r"3\.png: cannot read"):
+            strict[1, 3]
+        chosen = set()
+        for epoch in range(12):
+            sample = lenient[epoch, 3]
+            assert isinstance(sample, Sample)
+            assert all("3.png: cannot read the image" in reason for reason in sample.skipped)
+            assert len(sample.skipped) >= 1
+            chosen.add(sample.target.image_id)
+            assert torch.equal(sample.image, lenient[epoch, 3].image)
+        assert len(chosen) > 3
+        assert 103 not in chosen
+        # The other pictures are what they are without the option.
+        assert torch.equal(lenient[1, 4].image, strict[1, 4].image)
+        assert lenient[1, 4].skipped == ()
+
+    def test_a_folder_of_unreadable_pictures_ends_the_run(
+        self, folder: Path, annotations: CocoAnnotations
+    ) -> None:
+        for path in folder.glob("*.png"):
+            path.unlink()
+        pipeline = train_pipeline("none", SMALL)
+        dataset = DetectionDataset(annotations, folder, pipeline, on_bad_image="replace")
+        with pytest.raises(DetrKitError, match=r"png: no such image file \(the last of 20"):
+            dataset[0]
+
+    def test_an_unreadable_picture_is_left_out_of_its_batch_if_asked(
+        self, folder: Path, annotations: CocoAnnotations
+    ) -> None:
+        for row in (2, 3, 5):
+            (folder / f"{row}.png").unlink()
+        loader = eval_loader(
+            annotations,
+            folder,
+            preprocessing_from(SMALL),
+            batch_size=2,
+            on_bad_image="leave_out",
+            num_workers=1,
+        )
+        batches = list(loader)
+        assert [images.image_ids for images, _ in batches] == [(100, 101), (), (104,), (106,)]
+        assert [len(images.skipped) for images, _ in batches] == [0, 2, 1, 0]
+        empty, targets = batches[1]
+        assert tuple(empty.pixels.shape) == (0, 0, 0, 3)
+        assert targets.counts == ()
+        assert tuple(targets.boxes_cxcywh.shape) == (0, 4)
+
+    def test_repetitions_of_a_picture_differ(
+        self, folder: Path, annotations: CocoAnnotations
+    ) -> None:
+        dataset = DetectionDataset(annotations, folder, train_pipeline("small_data", SMALL))
+        drawn = [dataset[key].image.numpy().tobytes() for key in ((0, 3), (0, 3, 1), (0, 3, 2))]
+        assert len(set(drawn)) == 3
+
+    def test_no_float64_reaches_a_device(self, folder: Path, annotations: CocoAnnotations) -> None:
+        """Some accelerators have no float64 at all (F6)."""
+        for name in ("none", "detr", "small_data", "strong"):
+            dataset = DetectionDataset(annotations, folder, train_pipeline(name, SMALL))
+            images, targets = collate([dataset[index] for index in range(3, 7)])
+            assert images.pixels.dtype == torch.uint8
+            assert targets.boxes_cxcywh.dtype == torch.float32
+            assert targets.labels.dtype == torch.int64
+            assert images.normalized((0.5,) * 3, (0.2,) * 3).pixels.dtype == torch.float32
+
     def test_the_error_of_a_worker_is_its_last_line(self) -> None:
         assert str(SampleError("a.jpg: broken")) == "a.jpg: broken"
         wrapped = (
@@ -192,7 +256,7 @@ class TestCollate:
         assert images.original_sizes_hw == ((40, 60), (60, 40), (40, 80))
         assert images.image_ids == targets.image_ids == (100, 101, 106)
         assert targets.counts == (0, 1, 6)
-        for row, (image, _, _) in enumerate(samples):
+        for row, image in enumerate(sample.image for sample in samples):
             height, width = images.sizes_hw[row]
             assert torch.equal(images.pixels[row, :height, :width], image)
 
@@ -202,98 +266,6 @@ class TestCollate:
         assert tuple(targets.boxes_cxcywh.shape) == (0, 4)
         assert targets.counts == (0, 0)
         assert len(images) == 2
-
-
-class TestAspectBatchSampler:
-    @settings(derandomize=True, deadline=None)
-    @given(
-        st.lists(st.tuples(st.integers(1, 2000), st.integers(1, 2000)), max_size=60),
-        st.integers(1, 7),
-        st.integers(1, 4),
-        st.integers(0, 3),
-        st.booleans(),
-    )
-    def test_every_picture_is_seen_and_ranks_keep_step(
-        self,
-        sizes_hw: list[tuple[int, int]],
-        batch_size: int,
-        world_size: int,
-        epoch: int,
-        shuffle: bool,
-    ) -> None:
-        keys, lengths, sizes = [], set(), []
-        for rank in range(world_size):
-            sampler = AspectBatchSampler(
-                sizes_hw, batch_size, rank=rank, world_size=world_size, shuffle=shuffle
-            )
-            sampler.set_epoch(epoch)
-            batches = list(sampler)
-            assert len(batches) == len(sampler)
-            lengths.add(len(batches))
-            sizes += [len(batch) for batch in batches]
-            keys += [key for batch in batches for key in batch]
-        assert len(lengths) == 1
-        assert {epoch_ for epoch_, _ in keys} <= {epoch}
-        seen = [index for _, index in keys]
-        assert set(seen) == set(range(len(sizes_hw)))
-        # Twice only where the last step has fewer pictures than ranks.
-        assert len(seen) - len(sizes_hw) < world_size
-        assert all(1 <= size <= batch_size for size in sizes)
-        if len(sizes_hw) % (batch_size * world_size) == 0:
-            assert len(seen) == len(sizes_hw)
-            assert set(sizes) <= {batch_size}
-
-    def test_epochs_differ_and_repeat(self) -> None:
-        def epoch_of(sampler: AspectBatchSampler, epoch: int) -> list[list[int]]:
-            sampler.set_epoch(epoch)
-            return [[index for _, index in batch] for batch in sampler]
-
-        sizes_hw = np.tile([[40, 60]], (40, 1))
-        one, two = (AspectBatchSampler(sizes_hw, 4, seed=1) for _ in range(2))
-        first = epoch_of(one, 0)
-        assert epoch_of(one, 1) != first
-        assert epoch_of(one, 0) == epoch_of(two, 0) == first
-        assert epoch_of(AspectBatchSampler(sizes_hw, 4, seed=2), 0) != first
-
-    def test_little_is_padded(self) -> None:
-        """Portraits and landscapes are kept apart: padding falls to a third or less."""
-        rng = np.random.default_rng(0)
-        turned = rng.random(400) < 0.5
-        sizes_hw = np.where(turned[:, None], (640, 480), (480, 640))
-
-        def padded_share(batches: Any) -> float:
-            used = padded = 0
-            for batch in batches:
-                sizes = sizes_hw[[index for _, index in batch]]
-                used += sizes.prod(axis=1).sum()
-                padded += sizes.max(axis=0).prod() * len(sizes)
-            return 1 - used / padded
-
-        mixed = padded_share([[(0, i) for i in range(s, s + 8)] for s in range(0, 400, 8)])
-        for rank in range(2):
-            grouped = AspectBatchSampler(sizes_hw, 8, rank=rank, world_size=2)
-            assert padded_share(grouped) < mixed / 3
-
-    def test_without_shuffle_the_order_is_that_of_the_file(self) -> None:
-        sampler = AspectBatchSampler([(1, 2), (2, 1)] * 4, 3, shuffle=False)
-        assert [index for batch in sampler for _, index in batch] == list(range(8))
-
-    def test_impossible_numbers_are_refused(self) -> None:
-        with pytest.raises(DetrKitError, match="rank 2 of 2"):
-            AspectBatchSampler([(1, 1)], 1, rank=2, world_size=2)
-
-
-class TestFileOrderBatchSampler:
-    @pytest.mark.parametrize("world_size", [1, 2, 3])
-    def test_each_picture_once_over_ranks(self, world_size: int) -> None:
-        shares = [
-            list(FileOrderBatchSampler(7, 2, rank=rank, world_size=world_size))
-            for rank in range(world_size)
-        ]
-        seen = [index for share in shares for batch in share for _, index in batch]
-        assert sorted(seen) == list(range(7))
-        if world_size == 1:
-            assert seen == list(range(7))
 
 
 class TestLoaders:
@@ -350,13 +322,13 @@ class TestLoaders:
         message = f"{folder / '3.png'}: cannot read the image: not a picture of a known format"
         assert str(raised.value) == message
 
-    @pytest.mark.parametrize("name", ["detr", "yolos", "small_data", "none"])
+    @pytest.mark.parametrize("name", ["detr", "yolos", "small_data", "strong", "none"])
     def test_data_sets_can_be_sent_to_a_fresh_process(
         self, folder: Path, annotations: CocoAnnotations, name: str
     ) -> None:
         dataset = DetectionDataset(annotations, folder, train_pipeline(name, SMALL), seed=1)
         again = pickle.loads(pickle.dumps(dataset))
-        assert torch.equal(again[2, 3][0], dataset[2, 3][0])
+        assert torch.equal(again[2, 3].image, dataset[2, 3].image)
 
     def test_a_run_without_training_data_is_named(self, annotations: CocoAnnotations) -> None:
         config = RunConfig(epochs=1, model={"name": "any"})

@@ -142,6 +142,7 @@ def test_folder_of_a_run(tiny_config, sample: Path, tmp_path: Path) -> None:
         "lr",
         "seconds",
         "images_per_second",
+        "skipped_images",
         "train",
         "val",
         "eval_seconds",

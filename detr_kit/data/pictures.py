@@ -1,0 +1,75 @@
+"""The pictures of a data set with their objects, decoded when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from detr_kit.data.annotations import CocoAnnotations
+from detr_kit.errors import DetrKitError
+from detr_kit.images import ImageInput, read_for_training, read_image
+from detr_kit.sizes import SizeHW
+
+
+class Picture:
+    """One picture: its size and objects are known, its pixels are read when asked for.
+
+    `boxes_xyxy` is (n, 4) float32 in pixels of `size_hw`, `labels` (n,) int64.
+    """
+
+    def __init__(
+        self, source: ImageInput, size_hw: SizeHW, boxes_xyxy: np.ndarray, labels: np.ndarray
+    ) -> None:
+        self.source = source
+        self.size_hw = size_hw
+        self.boxes_xyxy = boxes_xyxy
+        self.labels = labels
+
+    def read(self) -> np.ndarray:
+        """Return the RGB uint8 (H, W, 3) pixels."""
+        return read_image(self.source, expected_size_hw=self.size_hw)
+
+    def read_for_training(self, scale: float) -> np.ndarray:
+        """Return the same, or a smaller picture that is not below `scale` times the full size.
+
+        See `detr_kit.images.read_for_training`.
+        """
+        if isinstance(self.source, (str, Path)):
+            return read_for_training(self.source, expected_size_hw=self.size_hw, scale=scale)
+        return self.read()
+
+
+class Pictures(Protocol):
+    """What pipelines read from; a list of `Picture` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Picture: ...
+
+
+class PictureFolder(Sequence[Picture]):
+    """The pictures of an annotation file, in its order, from the folder `image_dir`.
+
+    Raises DetrKitError where the folder is missing.
+    """
+
+    def __init__(self, annotations: CocoAnnotations, image_dir: str | Path) -> None:
+        self.annotations = annotations
+        self.image_dir = Path(image_dir)
+        if not self.image_dir.is_dir():
+            raise DetrKitError(f"{self.image_dir}: no such image folder")
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        boxes_xyxy, labels = self.annotations.objects_of(index)
+        return Picture(self.path(index), self.annotations.size_hw(index), boxes_xyxy, labels)
+
+    def path(self, index: int) -> Path:
+        return self.image_dir / self.annotations.file_names[index]
