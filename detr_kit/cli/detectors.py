@@ -1,13 +1,8 @@
-"""The command line. Commands are thin: each calls one function that Python users can call too.
-
-torch is imported inside the commands that need it, so that `detr-kit --help` answers at once.
-"""
+"""Commands that use a detector or what it found."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,71 +10,20 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from detr_kit.errors import DetrKitError
+from detr_kit.cli.options import Annotations, BatchSize, Checkpoint
 
 if TYPE_CHECKING:
     from detr_kit.evaluation.metrics import CocoMetrics
-    from detr_kit.training.run import Run
-
-app = typer.Typer(
-    help="Object detection with transformers: train, evaluate and run DETR and YOLOS.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the config's."),
-]
-Annotations = Annotated[Path, typer.Option(help="COCO-format json with the true objects.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="Run or checkpoint folder, official .pth, Hugging Face folder or hub name.",
-    ),
-]
-StopAfter = Annotated[
-    int | None,
-    typer.Option(min=1, help="End early after this epoch; `resume` goes on."),
-]
 
 
-@app.callback()
-def _common(
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
-) -> None:
-    """Listed in the help; `main` reads it."""
+def register(app: typer.Typer) -> None:
+    app.command("eval")(eval_command)
+    app.command("score")(score_command)
+    app.command("predict")(predict_command)
+    app.command("info")(info_command)
+    app.command("convert")(convert_command)
 
 
-@app.command("train")
-def train_command(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
-    overrides: Overrides = None,
-    stop_after_epoch: StopAfter = None,
-) -> None:
-    """Train a detector: detr-kit train configs/detr_r50.yaml data.train.annotations=..."""
-    from detr_kit.training.run import train
-
-    run = train(config, overrides or [], stop_after_epoch=stop_after_epoch)
-    _draw_run(run)
-
-
-@app.command("resume")
-def resume_command(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    stop_after_epoch: StopAfter = None,
-) -> None:
-    """Continue an interrupted run from its last finished epoch."""
-    from detr_kit.training.run import resume
-
-    run = resume(run_folder, stop_after_epoch=stop_after_epoch)
-    _draw_run(run)
-
-
-@app.command("eval")
 def eval_command(
     checkpoint: Checkpoint,
     annotations: Annotations,
@@ -94,6 +38,10 @@ def eval_command(
     ] = None,
     batch_size: BatchSize = 8,
     num_workers: Annotated[int, typer.Option(min=0)] = 0,
+    on_bad_image: Annotated[
+        Literal["raise", "skip"],
+        typer.Option(help="skip counts unreadable pictures as without detections."),
+    ] = "raise",
     device: str | None = None,
 ) -> None:
     """Compute the COCO figures of a checkpoint on a data set."""
@@ -108,11 +56,11 @@ def eval_command(
         batch_size=batch_size,
         num_workers=num_workers,
         results_path=results,
+        on_bad_image=on_bad_image,
     )
     _show_metrics(metrics, json_out)
 
 
-@app.command("score")
 def score_command(
     results: Annotated[Path, typer.Argument(help="COCO results json of any detector.")],
     annotations: Annotations,
@@ -127,7 +75,6 @@ def score_command(
     _show_metrics(evaluate_results(results, annotations), json_out)
 
 
-@app.command("predict")
 def predict_command(
     checkpoint: Checkpoint,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, folders.")],
@@ -163,22 +110,6 @@ def predict_command(
     console.print(summary, highlight=False, markup=False)
 
 
-@app.command("sample")
-def sample_command(
-    out: Annotated[Path, typer.Argument(help="New folder to write.")],
-    preset: Annotated[str, typer.Option(help="easy or hard.")] = "easy",
-    seed: int = 0,
-    train: Annotated[int, typer.Option(help="Number of training pictures.")] = 1000,
-    val: Annotated[int, typer.Option(help="Number of validation pictures.")] = 200,
-) -> None:
-    """Write a generated data set of shapes, to try things out."""
-    from detr_kit.data.sample import write_sample
-
-    write_sample(out, preset, seed=seed, train=train, val=val)
-    Console().print(f"{out}: {train} training and {val} validation pictures", highlight=False)
-
-
-@app.command("info")
 def info_command(
     source: Annotated[str, typer.Argument(metavar="CONFIG|CHECKPOINT")],
     size: Annotated[tuple[int, int], typer.Option(help="Height and width for GFLOPs.")] = (
@@ -194,7 +125,6 @@ def info_command(
         console.print(f"[bold]{name:12}[/bold] {escape(value)}", highlight=False)
 
 
-@app.command("convert")
 def convert_command(
     source: Checkpoint,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, or .pth file.")],
@@ -242,14 +172,6 @@ def convert_command(
         console.print(line, highlight=False, markup=False)
 
 
-def _draw_run(run: Run) -> None:
-    from detr_kit.visualization.curves import draw_curves
-
-    # Under torchrun every process comes here; one of them draws.
-    if os.environ.get("RANK", "0") == "0":
-        draw_curves(run.metrics, run.folder / "curves.png")
-
-
 def _show_metrics(metrics: CocoMetrics, json_out: Path | None) -> None:
     from detr_kit.files import atomic_write
 
@@ -257,20 +179,3 @@ def _show_metrics(metrics: CocoMetrics, json_out: Path | None) -> None:
         with atomic_write(json_out) as path:
             path.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n", encoding="utf-8")
     Console().print(metrics.table())
-
-
-def main() -> None:
-    """Run a command; an error a user can mend is one line on stderr and exit status 1."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments  # accepted anywhere, not only before the command
-    try:
-        app(args=[argument for argument in arguments if argument != "--debug"])
-    except (DetrKitError, OSError) as error:
-        if debug:
-            raise
-        print(f"detr-kit: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,45 @@
+"""The command line. Commands are thin: each calls one function that Python users can call too.
+
+torch is imported inside the commands that need it, so that `detr-kit --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from detr_kit.cli import conversions, data, detectors, training
+from detr_kit.errors import DetrKitError
+
+app = typer.Typer(
+    help="Object detection with transformers: train, evaluate and run DETR and YOLOS.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """Listed in the help; `main` reads it."""
+
+
+for commands in (training, detectors, data, conversions):
+    commands.register(app)
+
+
+def main() -> None:
+    """Run a command; an error a user can mend is one line on stderr and exit status 1."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments  # accepted anywhere, not only before the command
+    try:
+        app(args=[argument for argument in arguments if argument != "--debug"])
+    except (DetrKitError, OSError) as error:
+        if debug:
+            raise
+        print(f"detr-kit: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,71 @@
+"""The picture files that labels of other formats belong to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from detr_kit.errors import DetrKitError
+from detr_kit.images import TOO_LARGE, UNREADABLE, orientation_of, reason_of
+from detr_kit.sizes import SizeHW
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# Orientations that swap height and width.
+_TURNED = (5, 6, 7, 8)
+
+
+def files_below(folder: Path, suffixes: frozenset[str]) -> list[str]:
+    """Return the files of a folder and its sub-folders by sorted posix paths relative to it.
+
+    Suffixes are compared in lower case. Names that start with a dot are left out.
+    """
+    found = []
+    for where, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(where).relative_to(folder)
+        found += [
+            (relative / name).as_posix()
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        ]
+    return sorted(found)
+
+
+def upright_size_hw(path: Path) -> SizeHW:
+    """Return the size of a picture as shown, its EXIF orientation applied; reads the header only.
+
+    Raises DetrKitError, naming the file, where it is missing, no picture, or far too large.
+    """
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = orientation_of(picture) in _TURNED
+    except FileNotFoundError as error:
+        raise DetrKitError(f"{path}: no such image file") from error
+    except TOO_LARGE as error:
+        raise DetrKitError(f"{path}: image too large: {error}") from error
+    except UNREADABLE as error:
+        raise DetrKitError(f"{path}: cannot read the image: {reason_of(error)}") from error
+    return (width, height) if turned else (height, width)
+
+
+def place_picture(picture: Path, target: Path, *, copy: bool) -> None:
+    """Make `target` a link to a picture, or a copy.
+
+    Raises DetrKitError for a picture that does not exist and where links cannot be made.
+    """
+    if not picture.is_file():
+        raise DetrKitError(f"{picture}: no such image file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if copy:
+        shutil.copyfile(picture, target)
+        return
+    try:
+        target.symlink_to(picture.resolve())
+    except OSError as error:
+        raise DetrKitError(
+            f"{picture}: cannot link to the file: {error.strerror}; ask for copies instead"
+        ) from error
