@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from detr_kit.data.checks.run import check
     from detr_kit.detections import Detections
     from detr_kit.errors import DetrKitError
     from detr_kit.evaluation.coco import CocoMetrics, evaluate_results
@@ -23,6 +24,7 @@ _HOMES = {
     "Detections": "detr_kit.detections",
     "Detector": "detr_kit.inference.detector",
     "DetrKitError": "detr_kit.errors",
+    "check": "detr_kit.data.checks.run",
     "evaluate": "detr_kit.evaluation.run",
     "evaluate_results": "detr_kit.evaluation.coco",
     "resume": "detr_kit.training.run",
@@ -35,6 +37,7 @@ __all__ = [
     "Detector",
     "DetrKitError",
     "__version__",
+    "check",
     "evaluate",
     "evaluate_results",
     "resume",

@@ -101,6 +101,7 @@ def test_public_names() -> None:
         "Detector",
         "DetrKitError",
         "__version__",
+        "check",
         "evaluate",
         "evaluate_results",
         "resume",

@@ -1,0 +1,253 @@
+"""Writes a repaired copy of a COCO file, with a log of every change and of what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import msgspec
+from msgspec import Raw
+
+from detr_kit.data.checks.findings import KINDS, CheckReport, Finding, Findings
+from detr_kit.data.checks.labels import check_labels
+from detr_kit.data.checks.naming import Naming
+from detr_kit.data.checks.record_forms import put_right
+from detr_kit.data.checks.repairs import Repairs, plan_repairs
+from detr_kit.data.coco_file import CocoColumns, CocoRecords, columns_of, read_columns
+from detr_kit.data.json_file import decode_json, read_bytes
+from detr_kit.errors import DetrKitError
+from detr_kit.files import atomic_write
+
+_SECTIONS = ("images", "annotations", "categories")
+# What only the pictures show; a report has it, the json does not.
+_PICTURE_KINDS = tuple(KINDS)[tuple(KINDS).index("file_missing") :]
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair did: lines of the log, records that went, and findings that are still there."""
+
+    out: Path
+    log: Path
+    num_changes: int
+    num_removed: dict[str, int]
+    left: tuple[Finding, ...]
+
+
+def fix(
+    annotations: str | Path,
+    out: str | Path,
+    report: CheckReport | None = None,
+    *,
+    images: str | Path | None = None,
+) -> Repaired:
+    """Write a repaired copy of `annotations` to `out`, and a log beside it with a line a change.
+
+    - Removed: annotations that are malformed, of unknown images or categories, without a box, or
+      with one that is not finite, has no side or lies outside; objects that are there twice;
+      images that are malformed, without a name, or whose name leads out of the folder, with their
+      annotations; the second of two images with one id, and of two categories alike.
+    - Changed: boxes that pass the border are clipped; corners and fractions become x, y, w, h in
+      pixels where the whole file has them; areas that are missing or wrong, or were w times h of a
+      changed box, become w times h; `iscrowd` becomes 0 where missing; annotation ids that are
+      missing or taken become new ones above the largest; numbers written as text or, for whole
+      ones, with decimals are written as numbers; sizes that are missing are read from the files in
+      `images`, where that is given.
+    - Left, and listed at the end of the log: all else, of the pictures by `report`.
+
+    Other records are copied as they are written. Raises DetrKitError where the file is no COCO
+    json, where `out` or the log would replace it, and where they cannot be written.
+    """
+    annotations, out = Path(annotations), Path(out)
+    log = out.with_suffix(".log.txt")
+    _require_other_files(annotations, (out, log))
+    try:
+        with (
+            atomic_write(out) as new_json,
+            atomic_write(log) as new_log,
+            new_log.open("w", encoding="utf-8") as lines,
+        ):
+            image_dir = None if images is None else Path(images)
+            changes, removed = _write_repaired(annotations, new_json, lines, image_dir)
+            left = _left_over(annotations, new_json, report)
+            _write_end(lines, changes, left)
+    except OSError as error:
+        raise DetrKitError(f"{out}: cannot write the file: {error.strerror or error}") from error
+    return Repaired(out, log, changes, removed, left)
+
+
+def _require_other_files(annotations: Path, written: Iterable[Path]) -> None:
+    for path in written:
+        if path.is_dir():
+            raise DetrKitError(f"{path}: it is a folder; name a .json file to write")
+        if path.exists() and annotations.exists() and path.samefile(annotations):
+            raise DetrKitError(f"{path}: it is the file to repair; choose another file to write")
+
+
+def _write_repaired(
+    annotations: Path, new_json: Path, lines: TextIO, image_dir: Path | None
+) -> tuple[int, dict[str, int]]:
+    """Write json and log; return the number of lines, and of removed records a section."""
+    document = decode_json(annotations, read_bytes(annotations), dict[str, Raw])
+    records = _records(annotations, document)
+    columns = columns_of(annotations, records)
+    reformed = put_right(records, columns.malformed)
+    if any(reformed.values()):
+        columns = columns_of(annotations, records)
+    plan = plan_repairs(columns, image_dir)
+    editor = _Editor(columns, plan, reformed, lines)
+    with new_json.open("wb") as file:
+        file.write(b"{")
+        for place, (key, value) in enumerate(document.items()):
+            file.write(b"%s%s: " % (b",\n" if place else b"\n", msgspec.json.encode(key)))
+            if key in _SECTIONS:
+                _write_list(file, editor.records(key, getattr(records, key)))
+            else:
+                file.write(value)
+        file.write(b"\n}\n")
+    return editor.num_changes, editor.num_removed
+
+
+def _records(path: Path, document: dict[str, Raw]) -> CocoRecords:
+    lists: dict[str, list[Raw]] = {}
+    for section in _SECTIONS:
+        if section not in document:
+            raise DetrKitError(f"{path}: not a COCO annotation file: it has no {section}")
+        lists[section] = decode_json(path, document[section], list[Raw])
+    return CocoRecords(**lists)
+
+
+def _write_list(file: BinaryIO, records: Iterable[Raw | bytes]) -> None:
+    file.write(b"[")
+    for place, record in enumerate(records):
+        file.write(b",\n" if place else b"\n")
+        file.write(record)
+    file.write(b"\n]")
+
+
+class _Editor:
+    """Yields the records of a section as they will be, and writes a line for every change."""
+
+    def __init__(
+        self,
+        columns: CocoColumns,
+        plan: Repairs,
+        reformed: dict[str, dict[int, str]],
+        lines: TextIO,
+    ) -> None:
+        self.columns = columns
+        self.plan = plan
+        self.naming = Naming(columns, plan.image_rows)
+        self.lines = lines
+        self.num_changes = 0
+        self.num_removed = dict.fromkeys(_SECTIONS, 0)
+        self._reformed = reformed
+        self._malformed = {(bad.section, bad.position): str(bad) for bad in columns.malformed}
+        self._changed = plan.changed_annotations()
+        self._kept = plan.kept
+
+    def records(self, section: str, records: list[Raw]) -> Iterator[Raw | bytes]:
+        """Yield what is kept of the records of `section`."""
+        edit = {"images": self._image, "annotations": self._annotation}.get(section, self._category)
+        rows = enumerate(self.columns.positions[section].tolist())
+        row, position_of_row = next(rows, (-1, -1))
+        for position, record in enumerate(records):
+            if position == position_of_row:
+                self._log_form(section, position, row)
+                edited = edit(row, record)
+                row, position_of_row = next(rows, (-1, -1))
+            else:
+                edited = self._malformed_record(section, position, record)
+            if edited is None:
+                self.num_removed[section] += 1
+            else:
+                yield edited
+
+    def _log(self, name: str, change: str) -> None:
+        self.num_changes += 1
+        self.lines.write(f"{name}: {change}\n")
+
+    def _log_form(self, section: str, position: int, row: int) -> None:
+        change = self._reformed[section].get(position)
+        if change is not None:
+            name = {"images": self.naming.image, "annotations": self.naming.annotation}.get(
+                section, self.naming.category
+            )
+            self._log(name(row), change)
+
+    def _malformed_record(self, section: str, position: int, record: Raw) -> Raw | None:
+        if section == "categories":  # without it, all of its objects would be lost
+            return record
+        self._log(self._malformed[section, position], "removed")
+        return None
+
+    def _image(self, row: int, record: Raw) -> Raw | bytes | None:
+        reason = self.plan.removed_images.get(row)
+        if reason is not None:
+            self._log(self.naming.image(row), f"removed: {reason}")
+            return None
+        height, width = self.plan.sizes_hw[row].tolist()
+        if (height, width) == tuple(self.columns.sizes_hw[row].tolist()):
+            return record
+        text = f"width and height -> {width} x {height}, as in the file"
+        changes = {"width": (width, text), "height": (height, "")}
+        return self._edited(self.naming.image(row), record, changes)
+
+    def _annotation(self, row: int, record: Raw) -> Raw | bytes | None:
+        if not self._kept[row]:
+            self._log(self.naming.annotation(row), f"removed: {self.plan.why_removed(row)}")
+            return None
+        if not self._changed[row]:
+            return record
+        return self._edited(self.naming.annotation(row), record, self.plan.changes_of(row))
+
+    def _category(self, row: int, record: Raw) -> Raw | None:
+        reason = self.plan.removed_categories.get(row)
+        if reason is None:
+            return record
+        self._log(self.naming.category(row), f"removed: {reason}")
+        return None
+
+    def _edited(
+        self, name: str, record: Raw, changes: dict[str, tuple[object, str]]
+    ) -> Raw | bytes:
+        fields: dict[str, Any]
+        try:
+            fields = msgspec.json.decode(record, type=dict[str, Raw])
+        except UnicodeDecodeError:  # in the name of a field that nobody asked for
+            text = bytes(record).decode(errors="replace")
+            fields = msgspec.json.decode(text, type=dict[str, Raw])
+            self._log(name, "bytes that are no UTF-8 -> \ufffd")
+        for field, (value, text) in changes.items():
+            fields[field] = value
+            if text:
+                self._log(name, text)
+        return msgspec.json.encode(fields)
+
+
+def _left_over(
+    annotations: Path, new_json: Path, report: CheckReport | None
+) -> tuple[Finding, ...]:
+    """Check the repaired file; what the pictures showed is as it was."""
+    findings = Findings(annotations)
+    check_labels(read_columns(new_json), findings, num_queries=None)
+    pictures = () if report is None else report.findings
+    return (
+        *(found for found in findings.listed() if found.severity != "note"),
+        *(
+            found
+            for found in pictures
+            if found.annotations == annotations and found.kind in _PICTURE_KINDS
+        ),
+    )
+
+
+def _write_end(lines: TextIO, num_changes: int, left: Iterable[Finding]) -> None:
+    lines.write(f"changes: {num_changes}\n")
+    for found in left:
+        lines.write(f"left: {found.kind} ({found.count}): {found.meaning}\n")
+        lines.writelines(f"left: {found.kind}: {case.text}\n" for case in found.cases)
+        if found.count > len(found.cases):
+            lines.write(f"left: {found.kind}: and {found.count - len(found.cases)} more\n")

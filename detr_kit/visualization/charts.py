@@ -1,0 +1,320 @@
+"""Charts as inline SVG for the reports: bars, histograms and heat maps.
+
+They are drawn 360 units wide, about the pixels of a phone, so that their text stays legible there.
+Colours come from the classes of `templates/page.html`, which knows light and dark.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from detr_kit.visualization.texts import compact, fitted, grouped, readable, width_of
+
+WIDTH = 360
+FONT_SIZE = 12
+# Tells enough on white and on a dark ground; a picture knows neither.
+HEAT_RGB = (47, 118, 232)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A text at a position of an axis, in the unit of the axis."""
+
+    position: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """A part of an axis, told by lines of text that are left out where there is no room.
+
+    It is divided from the next one by a stroke.
+    """
+
+    start: float
+    end: float
+    lines: tuple[str, ...]
+
+
+def element(tag: str, **attributes: float | str) -> ElementTree.Element:
+    """Return an SVG element; `_` in names stands for `-`, numbers keep one decimal."""
+    return ElementTree.Element(tag, _attributes(attributes))
+
+
+def child(
+    parent: ElementTree.Element, tag: str, text: str | None = None, **attributes: float | str
+) -> ElementTree.Element:
+    """Append an SVG element, see `element`, that may hold a text."""
+    added = ElementTree.SubElement(parent, tag, _attributes(attributes))
+    added.text = None if text is None else readable(text)
+    return added
+
+
+def _attributes(values: dict[str, float | str]) -> dict[str, str]:
+    return {name.rstrip("_").replace("_", "-"): written(value) for name, value in values.items()}
+
+
+def written(value: float | str) -> str:
+    """Return a number with one decimal at most."""
+    return value if isinstance(value, str) else f"{round(float(value), 1):.10g}"
+
+
+def svg(label: str, width: float, height: float) -> ElementTree.Element:
+    """Return an empty drawing that a screen reader calls `label`."""
+    box = f"0 0 {written(width)} {written(height)}"
+    return element("svg", viewBox=box, role="img", aria_label=readable(label), class_="chart")
+
+
+def markup(drawing: ElementTree.Element) -> str:
+    """Return the text of a drawing; everything in it is escaped."""
+    return ElementTree.tostring(drawing, encoding="unicode")
+
+
+def bars(
+    names: Sequence[str],
+    values: Sequence[int],
+    *,
+    label: str,
+    tooltips: Sequence[str],
+    top: int | None = None,
+    name_width: float | None = None,
+) -> str:
+    """Return horizontal bars with their names before them and their values behind them.
+
+    Charts that are to be compared share `top`, the value of a full bar, and `name_width`, see
+    `name_width_of`. Names that are wider are cut.
+    """
+    name_width = name_width_of(names) if name_width is None else name_width
+    top = max(1, top or 0, *values)
+    value_width = width_of(grouped(top), FONT_SIZE) + 4
+    left, row = name_width + 6, 19
+    room = WIDTH - left - value_width
+    drawing = svg(label, WIDTH, row * len(names))
+    for place, (name, value, tooltip) in enumerate(zip(names, values, tooltips, strict=True)):
+        y = row * place
+        group = child(drawing, "g", class_="bin")
+        child(group, "title", tooltip)
+        child(group, "rect", class_="hit", x=0, y=y, width=WIDTH, height=row)
+        shown = fitted(name, name_width, FONT_SIZE)
+        child(group, "text", shown, x=left - 6, y=y + 14, class_="end")
+        length = max(1.0, room * value / top) if value else 0.0
+        if value:
+            child(group, "rect", class_="bar", x=left, y=y + 3, width=length, height=row - 6)
+        text_class = "soft" if value else "zero"
+        child(group, "text", grouped(value), x=left + length + 4, y=y + 14, class_=text_class)
+    return markup(drawing)
+
+
+def name_width_of(names: Sequence[str]) -> float:
+    """Return the room that `bars` gives to names: what the longest needs, or two fifths."""
+    widths = [width_of(readable(name, 60), FONT_SIZE) for name in names]
+    return min(max(widths, default=0.0), 0.4 * WIDTH)
+
+
+def histogram(
+    counts: np.ndarray,
+    edges: np.ndarray,
+    *,
+    label: str,
+    ticks: Sequence[Tick],
+    tooltips: Sequence[str],
+    x_label: str,
+    y_label: str,
+    bands: Sequence[Band] = (),
+) -> str:
+    """Return the histogram of counts (B,) between edges (B + 1,), with a tooltip for each bar.
+
+    A scale that is not linear is up to the caller: `edges`, `ticks` and `bands` are positions.
+    """
+    plot = _Plot(
+        left=40,
+        top=34 if bands else 22,
+        width=WIDTH - 52,
+        height=150,
+        x_from=edges[0],
+        x_to=edges[-1],
+    )
+    drawing = svg(label, WIDTH, plot.bottom + 38)
+    highest = _draw_y_axis(drawing, plot, int(counts.max(initial=0)), y_label)
+    for count, start, end, tooltip in zip(counts, edges[:-1], edges[1:], tooltips, strict=True):
+        _draw_bin(drawing, plot, (start, end), plot.height * float(count) / highest, tooltip)
+    _draw_bands(drawing, plot, bands)
+    _draw_x_axis(drawing, plot, ticks, x_label)
+    return markup(drawing)
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """Where the data of a chart are drawn."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    x_from: float
+    x_to: float
+
+    @property
+    def right(self) -> float:
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
+
+    def x(self, position: float) -> float:
+        return self.left + self.width * (position - self.x_from) / (self.x_to - self.x_from)
+
+
+def _draw_bin(
+    drawing: ElementTree.Element,
+    plot: _Plot,
+    span: tuple[float, float],
+    height: float,
+    tooltip: str,
+) -> None:
+    """Draw a bar, and over the whole height what shows its tooltip."""
+    x = plot.x(span[0])
+    width = plot.x(span[1]) - x
+    group = child(drawing, "g", class_="bin")
+    child(group, "title", tooltip)
+    child(group, "rect", class_="hit", x=x, y=plot.top, width=width, height=plot.height)
+    if height:
+        height, gap = max(1.0, height), min(1.0, width / 5)
+        place = {"x": written(x + gap / 2), "y": written(plot.bottom - height)}
+        size = {"width": written(width - gap), "height": written(height)}
+        child(group, "rect", None, class_="bar", **place, **size)
+
+
+def _draw_y_axis(drawing: ElementTree.Element, plot: _Plot, highest: int, label: str) -> int:
+    """Draw lines at round numbers and return the number at the top of the plot."""
+    steps = round_steps(highest)
+    for value in steps:
+        y = plot.bottom - plot.height * value / steps[-1]
+        child(drawing, "line", class_="grid", x1=plot.left, x2=plot.right, y1=y, y2=y)
+        child(drawing, "text", compact(value), class_="end soft", x=plot.left - 5, y=y + 4)
+    child(drawing, "text", label, class_="soft", x=0, y=11)
+    return steps[-1]
+
+
+def round_steps(highest: int, most: int = 5) -> list[int]:
+    """Return the multiples of 1, 2 or 5 times a power of ten from 0 until `highest` is reached."""
+    highest = max(highest, 1)
+    steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
+    step = next(step for step in steps if step * most >= highest)
+    return [step * number for number in range(-(-highest // step) + 1)]
+
+
+def _draw_x_axis(
+    drawing: ElementTree.Element, plot: _Plot, ticks: Sequence[Tick], label: str
+) -> None:
+    """Write the ticks: all, or every second, third ... where they would overlap."""
+    child(
+        drawing, "line", class_="axis", x1=plot.left, x2=plot.right, y1=plot.bottom, y2=plot.bottom
+    )
+    for tick in ticks[:: _stride(plot, ticks)]:
+        x, y = plot.x(tick.position), plot.bottom
+        child(drawing, "line", class_="axis", x1=x, x2=x, y1=y, y2=y + 4)
+        # The last one may not leave the drawing.
+        x = min(x, WIDTH - width_of(tick.text, FONT_SIZE) / 2)
+        child(drawing, "text", tick.text, class_="middle soft", x=x, y=y + 16)
+    middle = plot.left + plot.width / 2
+    child(drawing, "text", label, class_="middle soft", x=middle, y=plot.bottom + 33)
+
+
+def _stride(plot: _Plot, ticks: Sequence[Tick]) -> int:
+    spans = [(plot.x(tick.position), width_of(tick.text, FONT_SIZE) / 2 + 2) for tick in ticks]
+    stride = 1
+    while any(
+        x - half < before + half_before
+        for (before, half_before), (x, half) in itertools.pairwise(spans[::stride])
+    ):
+        stride += 1
+    return stride
+
+
+def _draw_bands(drawing: ElementTree.Element, plot: _Plot, bands: Sequence[Band]) -> None:
+    for place, band in enumerate(bands):
+        left = max(plot.left, plot.x(band.start))
+        right = min(plot.right, plot.x(band.end))
+        if place:
+            child(
+                drawing, "line", class_="mark", x1=left, x2=left, y1=plot.top - 26, y2=plot.bottom
+            )
+        if any(width_of(line, FONT_SIZE) > right - left for line in band.lines):
+            continue
+        for number, line in enumerate(band.lines):
+            y = plot.top - 17 + 13 * number
+            child(drawing, "text", line, class_="middle", x=(left + right) / 2, y=y)
+
+
+def heat_map(values: np.ndarray, *, label: str, x_label: str, y_label: str, unit: str) -> str:
+    """Return counts (R, C) as a picture, row 0 at the top, with a scale from 0 to the highest."""
+    left, top, width, height = 20, 4, WIDTH - 70, 200
+    drawing = svg(label, WIDTH, top + height + 22)
+    child(drawing, "rect", class_="frame", x=left, y=top, width=width, height=height)
+    child(
+        drawing,
+        "image",
+        x=left,
+        y=top,
+        width=width,
+        height=height,
+        preserveAspectRatio="none",
+        style="image-rendering:pixelated",
+        href=_heat_png(values),
+    )
+    child(drawing, "text", x_label, class_="middle soft", x=left + width / 2, y=top + height + 16)
+    middle = top + height / 2
+    turned = f"rotate(-90 11 {written(middle)})"
+    child(drawing, "text", y_label, class_="middle soft", x=11, y=middle, transform=turned)
+    _draw_scale(drawing, int(values.max(initial=0)), unit, left + width + 10, top, height)
+    return markup(drawing)
+
+
+def _heat_png(values: np.ndarray) -> str:
+    """Return a PNG of one colour whose opacity tells the value, as a data URI."""
+    highest = max(1, int(values.max(initial=0)))
+    pixels = np.empty((*values.shape, 4), dtype=np.uint8)
+    pixels[..., :3] = HEAT_RGB
+    pixels[..., 3] = np.rint(values * (255 / highest))
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", optimize=True)
+    return data_uri("image/png", content.getvalue())
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """Return bytes as an address that holds them."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _draw_scale(
+    drawing: ElementTree.Element, highest: int, unit: str, x: float, top: float, height: float
+) -> None:
+    parts = 16
+    fill = f"rgb{HEAT_RGB}"
+    scale_top, scale_height = top + 32, height - 50
+    for part in range(parts):
+        y = scale_top + scale_height * part / parts
+        opacity = f"{1 - part / (parts - 1):.2f}"
+        child(
+            drawing,
+            "rect",
+            x=x,
+            y=y,
+            width=10,
+            height=scale_height / parts,
+            fill=fill,
+            fill_opacity=opacity,
+        )
+    child(drawing, "text", compact(highest), class_="soft", x=x, y=top + 24)
+    child(drawing, "text", unit, class_="soft", x=x, y=top + 10)
+    child(drawing, "text", "0", class_="soft", x=x, y=top + height - 3)

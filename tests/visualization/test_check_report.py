@@ -1,0 +1,484 @@
+"""The page of a data set check: complete in itself, true to the data, safe with any text."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_kit.data.checks.findings import KINDS, MAX_CASES, Case, CheckReport, Findings
+from detr_kit.data.coco_file import CocoColumns, read_columns
+from detr_kit.images import read_image
+from detr_kit.visualization import check_report, sample_pictures
+from detr_kit.visualization.check_report import MAX_BYTES, write_check_report
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
+NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\x00\u202e"
+
+
+class Page(HTMLParser):
+    """Collects tags and texts, and sees to it that every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.raw = text
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self.open[-1:] != ["style"]:
+            self.texts.append(" ".join(data.split()))
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+    def drawings(self) -> list[ElementTree.Element]:
+        return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", self.raw)]
+
+    def drawing(self, label: str) -> ElementTree.Element:
+        return next(svg for svg in self.drawings() if svg.get("aria-label", "").startswith(label))
+
+    def counts(self, label: str) -> list[int]:
+        """Return the counts that the tooltips of a chart tell, less those of nothing."""
+        titles = (part.text or "" for part in self.drawing(label).iter("title"))
+        found = (re.search(r": ([\d,]+) \w+", title) for title in titles)
+        counts = (int(match[1].replace(",", "")) for match in found if match)
+        return [count for count in counts if count]
+
+
+def coco(path: Path, images: list[dict], annotations: list[dict], names: Sequence[str]) -> Path:
+    categories = [{"id": 3 * place, "name": name} for place, name in enumerate(names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def image(id_: int, name: str, width: int = 64, height: int = 48) -> dict:
+    return {"id": id_, "file_name": name, "width": width, "height": height}
+
+
+def annotation(image_id: int, category: int, box_xywh: list[float]) -> dict:
+    return {"id": 1, "image_id": image_id, "category_id": 3 * category, "bbox": box_xywh}
+
+
+def picture(path: Path, width: int = 64, height: int = 48) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def counts_of(columns: CocoColumns | None) -> dict[str, int]:
+    if columns is None:
+        return {"images": 0, "objects": 0, "categories": 0}
+    return {
+        "images": len(columns.image_ids),
+        "objects": int((columns.iscrowd != 1).sum()),
+        "categories": len(columns.category_ids),
+    }
+
+
+def write(
+    out: Path,
+    splits: Sequence[tuple[Path, Path | None]],
+    faults: Sequence[tuple[str, Sequence[str], int]] = (),
+) -> Page:
+    """Write the page of readable files, all with the same faults (kind, cases, count)."""
+    read = [(read_columns(path), folder) for path, folder in splits]
+    listed = []
+    for path, _ in splits:
+        findings = Findings(path)
+        for kind, texts, count in faults:
+            findings.add(kind, map(Case, texts), count)
+        listed += findings.listed()
+    paths = tuple(path for path, _ in splits)
+    report = CheckReport(paths, tuple(counts_of(columns) for columns, _ in read), tuple(listed))
+    write_check_report(report, read, out)
+    return Page(out.read_text(encoding="utf-8"))
+
+
+def small_split(tmp_path: Path) -> tuple[Path, Path]:
+    """Three pictures: with objects, with a tiny one, and without any."""
+    folder = tmp_path / "images"
+    for name in ("a.png", "b.png", "c.png"):
+        picture(folder / name)
+    path = coco(
+        tmp_path / "train.json",
+        [image(1, "a.png"), image(2, "b.png"), image(3, "c.png")],
+        [
+            annotation(1, 0, [2, 3, 30, 20]),
+            annotation(1, 1, [10, 10, 40, 10]),
+            annotation(1, 1, [50, 30, 8, 16]),
+            annotation(2, 1, [20, 20, 2, 2]),
+        ],
+        ["cat", "dog", "cow"],
+    )
+    return path, folder
+
+
+def test_the_page_is_complete_in_itself(tmp_path: Path) -> None:
+    page = write(tmp_path / "out.html", [small_split(tmp_path)], [("overshoot", ["a", "b"], 2)])
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("href", "src", "srcset", "xlink:href", "action", "background", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:image/", "#")), (tag, name)
+    assert not re.search(r"https?://|@import|url\(", page.raw)
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    assert (policy or "").startswith("default-src 'none'; img-src data:;")
+
+
+def test_links_lead_to_their_section(tmp_path: Path) -> None:
+    one, folder = small_split(tmp_path / "one")
+    two, _ = small_split(tmp_path / "two")
+    page = write(tmp_path / "out.html", [(one, folder), (two, None)])
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert links == ["#file-1", "#file-2"]
+    assert ids == ["file-1", "file-2"]
+    # Files of one name are told apart by their folders.
+    assert "one/train.json" in page.texts
+    assert "two/train.json" in page.texts
+
+
+def test_the_head_line_has_the_counts(tmp_path: Path) -> None:
+    page = write(tmp_path / "out.html", [small_split(tmp_path)])
+    for line in (
+        "images 3",
+        "objects 4",
+        "categories 3",
+        "images without objects 1",
+        "objects per image, median 1",
+        "objects per image, most 3",
+    ):
+        assert line in page.text
+    assert "crowd" not in page.text
+    assert "No faults found." in page.texts
+
+
+def test_faults_are_listed_the_gravest_first(tmp_path: Path) -> None:
+    texts = [f"annotation {place}: too wide" for place in range(MAX_CASES)]
+    faults = [
+        ("overshoot", texts, 1234),
+        ("no_objects", ["image 3: it has no objects"], 1),
+        ("file_missing", ["image 1: gone.jpg", "image 2: gone too.jpg"], 2),
+    ]
+    page = write(tmp_path / "out.html", [small_split(tmp_path)], faults)
+    assert page.texts.index("file_missing") < page.texts.index("overshoot")
+    assert page.texts.index("overshoot") < page.texts.index("no_objects")
+    for text in ("2 errors", "1,234 warnings", "1 note", "1,234", KINDS["overshoot"][1], *texts):
+        assert text in page.texts
+    assert [text for text in page.texts if text.endswith("case") or text.endswith("cases")] == [
+        "cases",
+        "first cases",
+        "the case",
+    ]
+    assert "No faults found." not in page.texts
+
+
+def test_the_charts_tell_what_numpy_counts(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    boxes = np.concatenate(
+        [draw.uniform(0, 400, (500, 2)), np.exp(draw.normal(3.5, 1, (500, 2)))], axis=1
+    )
+    image_ids, categories = draw.integers(1, 60, 500), draw.integers(0, 7, 500)
+    path = coco(
+        tmp_path / "train.json",
+        [image(id_, f"{id_}.jpg", 640, 480) for id_ in range(1, 81)],
+        [
+            annotation(int(id_), int(category), box)
+            for id_, category, box in zip(image_ids, categories, boxes.tolist(), strict=True)
+        ],
+        [f"kind {place}" for place in range(8)],
+    )
+    page = write(tmp_path / "out.html", [(path, None)])
+    of_category = np.sort(np.bincount(categories))[::-1]
+    assert page.counts("Objects of 8 categories") == of_category.tolist()
+    sides = np.sqrt(boxes[:, 2] * boxes[:, 3])
+    label = page.drawing("Box sizes:").attrib["aria-label"]
+    small, large = 100 * (sides < 32).mean(), 100 * (sides > 96).mean()
+    assert f"small {small:.0f} %" in label
+    assert f"large {large:.0f} %" in label
+    drawn = page.counts("Box sizes:")
+    low = np.floor(np.log2(np.quantile(sides, 0.001)))
+    expected = np.bincount(np.floor((np.log2(sides) - low).clip(0) * 4).astype(int))
+    assert drawn == expected[expected > 0].tolist()
+    clipped = boxes[:, 2:].clip(None, [640, 480] - boxes[:, :2])
+    inside = (clipped > 0).all(axis=1)
+    shares = np.sqrt(clipped[inside].prod(axis=1) / (640 * 480))
+    expected = np.histogram(shares, 25, (0, 1))[0]
+    assert page.counts("Box sizes in the image") == expected[expected > 0].tolist()
+    logs = np.log2(boxes[:, 2] / boxes[:, 3]).clip(-4, 4)
+    expected = np.histogram(logs, 32, (-4, 4))[0]
+    assert page.counts("Aspect ratios") == expected[expected > 0].tolist()
+    expected = np.bincount(np.bincount(image_ids, minlength=81)[1:])
+    assert page.counts("Objects in an image") == expected[expected > 0].tolist()
+
+
+@pytest.mark.parametrize(("num_names", "num_bars"), [(3, 3), (80, 80), (81, 60), (1200, 60)])
+def test_of_many_categories_the_ends_are_shown(
+    tmp_path: Path, num_names: int, num_bars: int
+) -> None:
+    names = [f"kind {place} {'long ' * place}" for place in range(num_names)]
+    objects = [annotation(1, place, [0, 0, 9, 9]) for place in range(num_names - 1)]
+    path = coco(tmp_path / "train.json", [image(1, "a.jpg")], objects, names)
+    page = write(tmp_path / "out.html", [(path, None)])
+    charts = [d for d in page.drawings() if d.attrib["aria-label"].startswith("Objects of")]
+    assert sum(len(list(chart.iter("title"))) for chart in charts) == num_bars
+    assert ("between them are not shown" in page.text) == (num_bars < num_names)
+    assert f"the {num_names - 60:,} between them" in page.text or num_bars == num_names
+    assert "Without objects: 1 category." in page.text
+    last = [part.text for part in charts[-1].iter("text")][-1]
+    assert last == "0"
+
+
+def test_texts_of_the_files_are_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    picture(folder / "<script>alert(3).png")
+    path = coco(
+        tmp_path / "<script>alert(4).json",
+        [image(1, "<script>alert(3).png"), image(2, NASTY)],
+        [annotation(1, 0, [5, 5, 30, 30]), annotation(1, 9, [5, 5, 9, 9])],
+        [NASTY, "</style></title></svg>"],
+    )
+    out = tmp_path / "out.html"
+    page = write(out, [(path, folder), (path, folder)], [("not_coco", [f"{path}: {NASTY}"], 1)])
+    assert not {tag for tag, _ in page.tags} & {"script", "img"}
+    assert "alert(3)" in page.text
+    assert "alert(4)" in page.text
+    assert "<script>alert(1)</script>" in page.text
+    assert "\x00" not in page.raw
+    assert "\u202e" not in page.raw
+
+
+def test_special_pictures_are_shown_with_their_boxes(tmp_path: Path) -> None:
+    page = write(tmp_path / "out.html", [small_split(tmp_path)])
+    badges = ("most objects", "smallest object: 2 px", "no objects")
+    places = [page.texts.index(badge) for badge in badges]
+    assert [page.texts[place + 1] for place in places] == ["a.png", "b.png", "c.png"]
+    drawing = page.drawing("a.png: 3 objects")
+    paths = {next(path.iter("title")).text: path.attrib["d"] for path in drawing.iter("path")}
+    # 64 pixels are drawn 320 wide.
+    assert paths["cat (1)"] == "M10 15H160V115H10Z"
+    assert paths["dog (2)"].count("M") == 2
+    assert [text.text for text in drawing.iter("text")] == ["cat", "dog", "dog"]
+    assert len(list(page.drawing("b.png: 1 object").iter("circle"))) == 1
+    assert len(list(page.drawing("c.png: 0 objects").iter("path"))) == 0
+
+
+def test_pictures_are_small_and_spread_over_the_file(tmp_path: Path) -> None:
+    names = [f"{place:03}.jpg" for place in range(100)]
+    for name in names:
+        picture(tmp_path / "images" / name, 500, 200)
+    images = [image(place, name, 500, 200) for place, name in enumerate(names)]
+    objects = [annotation(place, 0, [3, 3, 50, 50]) for place in range(100)]
+    path = coco(tmp_path / "train.json", images, objects, ["cat"])
+    page = write(tmp_path / "out.html", [(path, tmp_path / "images")])
+    shown = sorted(int(text[:3]) for text in page.texts if re.fullmatch(r"\d\d\d\.jpg", text))
+    assert len(shown) == 12
+    assert shown[0] == 0
+    assert max(np.diff(shown)) < 20
+    for drawing in page.drawings():
+        if drawing.get("class") == "chart picture":
+            assert drawing.get("viewBox") == "0 0 320 128"
+
+
+def test_only_files_inside_the_folder_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "secret.png")
+    picture(tmp_path / "images" / "wrong.png", 30, 20)
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "images" / "folder.jpg").mkdir()
+    names = [
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "",
+        "a\0b.png",
+        "b" * 5000,
+        "gone.png",
+        "wrong.png",
+        "broken.jpg",
+        "folder.jpg",
+    ]
+    images = [image(place, name) for place, name in enumerate(names)]
+    path = coco(tmp_path / "train.json", images, [], ["cat"])
+    opened = []
+
+    def recorded(path: Path, **options: Any) -> np.ndarray:
+        opened.append(path.name)
+        return read_image(path, **options)
+
+    monkeypatch.setattr(sample_pictures, "read_image", recorded)
+    page = write(tmp_path / "out.html", [(path, tmp_path / "images")])
+    assert sorted(opened) == ["broken.jpg", "wrong.png"]
+    assert "9 of the files that were tried cannot be shown" in page.text
+    assert "the annotation file says 64x48" in page.text
+    assert "None of the files that were tried in" in page.text
+    assert not [drawing for drawing in page.drawings() if "picture" in drawing.attrib["class"]]
+
+
+def test_files_that_cannot_be_read_make_room_for_others(tmp_path: Path) -> None:
+    names = [f"{place:02}.png" for place in range(24)]
+    for name in names[::2]:
+        picture(tmp_path / "images" / name)
+    path = coco(
+        tmp_path / "train.json", [image(i, name) for i, name in enumerate(names)], [], ["cat"]
+    )
+    page = write(tmp_path / "out.html", [(path, tmp_path / "images")])
+    shown = [text for text in page.texts if re.fullmatch(r"\d\d\.png", text)]
+    assert sorted(shown) == names[::2]
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "names"),
+    [
+        ([], [], []),
+        ([image(1, "a.png")], [], []),
+        ([image(1, "a.png")], [], ["cat"]),
+        ([], [annotation(1, 0, [0, 0, 1, 1])], []),
+        (
+            [image(1, "a.png", 0, 0), image(1, "a.png", -4, 9)],
+            [annotation(1, 0, [0, 0, 1, 1])],
+            [""],
+        ),
+        (
+            [image(1, "a.png"), image(2, "")],
+            [
+                annotation(1, 7, [0, 0, float("nan"), 1]),
+                annotation(1, 0, [5, 5, -1, 4]),
+                annotation(1, 0, [900, 900, 4, 4]),
+                annotation(1, 0, [-9, -9, 1e300, 1e300]),
+                annotation(1, 0, [0.1, 0.1, 1e-9, 1e-9]),
+                annotation(2, 0, [1, 1, 2, 2]),
+                annotation(3, 0, [1, 1, 2, 2]),
+                {"id": 2, "image_id": 1, "category_id": 0},
+                {**annotation(1, 0, [1, 1, 20, 20]), "iscrowd": 1},
+            ],
+            ["cat", "cat"],
+        ),
+    ],
+)
+def test_odd_files(
+    tmp_path: Path, images: list[dict], annotations: list[dict], names: list[str]
+) -> None:
+    picture(tmp_path / "images" / "a.png")
+    path = coco(tmp_path / "train.json", images, annotations, names)
+    page = write(tmp_path / "out.html", [(path, tmp_path / "images"), (path, None)])
+    assert not re.search(r"\b(nan|inf|None)\b", page.raw.replace("None of", ""))
+    crowd = any(row.get("iscrowd") for row in annotations)
+    assert page.text.count("crowd regions 1") == (2 if crowd else 0)
+
+
+def test_a_file_that_cannot_be_read_has_its_fault_only(tmp_path: Path) -> None:
+    good, folder = small_split(tmp_path)
+    bad = tmp_path / "bad.json"
+    findings = Findings(bad)
+    findings.add("not_coco", [Case("bad.json: not a json file")])
+    columns = read_columns(good)
+    report = CheckReport((bad, good), (counts_of(None), counts_of(columns)), findings.listed())
+    out = tmp_path / "out.html"
+    write_check_report(report, [(None, None), (columns, folder)], out)
+    page = Page(out.read_text(encoding="utf-8"))
+    assert "bad.json: not a json file" in page.texts
+    assert page.text.count("could not be read, so there is nothing more") == 1
+    assert len([1 for tag, _ in page.tags if tag == "section"]) == 2
+
+
+def test_the_page_stays_small(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    names = [f"{place}.png" for place in range(13)]
+    for name in names:
+        picture(folder / name, 400, 400)
+    images = [image(i, name, 400, 400) for i, name in enumerate(names)]
+    draw = np.random.default_rng(2)
+    boxes = np.concatenate(
+        [draw.uniform(0, 350, (9000, 2)), draw.uniform(1, 99, (9000, 2))], axis=1
+    )
+    objects = [
+        annotation(i % 13, int(draw.integers(0, 1200)), box) for i, box in enumerate(boxes.tolist())
+    ]
+    long = "<&>\"'é😀" * 20_000
+    path = coco(tmp_path / "train.json", images, objects, [f"{i}{long[:500]}" for i in range(1200)])
+    faults = [(kind, [long] * MAX_CASES, 10**6) for kind in KINDS]
+    page = write(tmp_path / "out.html", [(path, folder)] * 3, faults)
+    assert len(page.raw.encode()) <= MAX_BYTES
+    assert "a bbox holds a number that is not finite" in page.texts
+    assert "Shortened to keep the page small" in page.text
+    assert [d for d in page.drawings() if "picture" in d.attrib["class"]]
+
+
+def test_the_same_data_give_the_same_page(tmp_path: Path) -> None:
+    split = small_split(tmp_path)
+    assert write(tmp_path / "1.html", [split]).raw == write(tmp_path / "2.html", [split]).raw
+
+
+def test_an_old_page_stays_where_the_new_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = small_split(tmp_path)
+    out = tmp_path / "new" / "out.html"
+    write(out, [split])
+    before = out.read_bytes()
+    monkeypatch.setattr(check_report, "render", lambda *_, **__: "no bytes")
+    with pytest.raises(TypeError):
+        write(out, [split])
+    assert out.read_bytes() == before
+    assert [path.name for path in out.parent.iterdir()] == ["out.html"]
+
+
+def test_the_page_is_written_without_torch() -> None:
+    code = "import detr_kit.visualization.check_report, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_real_data(shared_data: Path, tmp_path: Path) -> None:
+    coco_mini = shared_data / "coco_mini"
+    splits = [
+        (coco_mini / "annotations" / f"instances_{split}.json", coco_mini / split)
+        for split in ("train2017", "val2017")
+    ]
+    page = write(tmp_path / "out.html", splits)
+    pictures = [d for d in page.drawings() if "picture" in d.attrib["class"]]
+    assert len(pictures) == 24
+    assert page.text.count("crowd regions") == 2
+    assert "cannot be shown" not in page.text
+    assert "Shortened" not in page.text
+    assert len(page.raw.encode()) < MAX_BYTES
+    columns = read_columns(splits[0][0])
+    expected = np.bincount(columns.category_id_of[columns.iscrowd != 1], minlength=91)
+    drawn = [
+        int((text.text or "").replace(",", ""))
+        for drawing in page.drawings()[:3]
+        for text in drawing.iter("text")
+        if text.get("class") in ("soft", "zero")
+    ]
+    assert drawn == sorted(expected[columns.category_ids].tolist(), reverse=True)
