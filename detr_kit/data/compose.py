@@ -16,8 +16,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import numpy as np
 
-from detr_kit.data.augmentation import Augmented, seed_compose
 from detr_kit.data.pictures import Pictures
+from detr_kit.data.pipelines import Augmented, seed_compose
 from detr_kit.data.views import MIN_VISIBLE_PIXELS, visible_boxes
 from detr_kit.errors import DetrKitError
 from detr_kit.preprocess import resize_for_training

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detr_kit.data.annotations import CocoAnnotations
-from detr_kit.data.augmentation import Pipeline
 from detr_kit.data.pictures import PictureFolder
+from detr_kit.data.pipelines import Pipeline
 from detr_kit.errors import DetrKitError
 from detr_kit.images import ImageError
 from detr_kit.sizes import SizeHW

@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from detr_kit.data.augmentation import Augmented, recoloured
 from detr_kit.data.compose import A
 from detr_kit.data.pictures import Picture, Pictures
+from detr_kit.data.pipelines import Augmented, recoloured
 from detr_kit.data.placements import (
     Placement,
     covering_view,

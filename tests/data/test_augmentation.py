@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detr_kit.config import ImageSizeConfig
-from detr_kit.data.augmentation import Pipeline, eval_pipeline, train_pipeline
+from detr_kit.data.augmentation import eval_pipeline, train_pipeline
 from detr_kit.data.pictures import Picture
+from detr_kit.data.pipelines import Pipeline
 from detr_kit.errors import DetrKitError
 from detr_kit.preprocess import preprocessing_from
 

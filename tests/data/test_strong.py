@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detr_kit.data import placements as placements_module
-from detr_kit.data.augmentation import Augmented
 from detr_kit.data.pictures import Picture
+from detr_kit.data.pipelines import Augmented
 from detr_kit.data.placements import (
     FILL_RGB,
     MIN_VISIBILITY,

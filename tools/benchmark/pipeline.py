@@ -43,7 +43,7 @@ from recipes import SHORT_SIDES, Annotated, TorchvisionRecipe, pillow_recipe
 from torch import Tensor
 
 from detr_kit.config import ImageSizeConfig
-from detr_kit.data import augmentation, strong
+from detr_kit.data import pipelines, strong
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.augmentation import train_pipeline
 from detr_kit.data.dataset import DetectionDataset, Sample
@@ -64,13 +64,13 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (Picture, "read_for_training", "decode"),
     (View, "pixels", "crop, resize, flip"),
     (Preprocessing, "apply", "crop, resize, flip"),
-    (augmentation, "recoloured", "colours"),
+    (pipelines, "recoloured", "colours"),
     (strong, "recoloured", "colours"),
     (strong, "pixels_of", "put on one canvas, mix"),
     (strong, "mixed", "put on one canvas, mix"),
     (strong, "objects_of", "boxes"),
     (View, "boxes", "boxes"),
-    (augmentation, "visible_boxes", "boxes"),
+    (pipelines, "visible_boxes", "boxes"),
 )
 
 Side = Callable[[int, int], Tensor]

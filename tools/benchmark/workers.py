@@ -40,10 +40,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from detr_kit.boxes import xyxy_to_cxcywh
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
-from detr_kit.data.augmentation import Augmented
 from detr_kit.data.dataset import DetectionDataset, Sample
 from detr_kit.data.loading import collate, worker_context
 from detr_kit.data.pictures import Pictures
+from detr_kit.data.pipelines import Augmented
 from detr_kit.data.samplers import AspectBatchSampler
 from detr_kit.data.views import visible_boxes
 from detr_kit.structures import Target
