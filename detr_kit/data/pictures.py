@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,3 +74,23 @@ class PictureFolder(Sequence[Picture]):
 
     def path(self, index: int) -> Path:
         return self.image_dir / self.annotations.file_names[index]
+
+    def missing_files(self) -> list[str]:
+        """Return the file names that do not exist; every folder is listed once, no file opened."""
+        entries: dict[Path, frozenset[str]] = {}
+        missing = []
+        for name in self.annotations.file_names:
+            path = self.image_dir / name
+            if path.parent not in entries:
+                entries[path.parent] = _entries(path.parent)
+            # Systems that ignore the case of letters list a name otherwise than they find it.
+            if path.name not in entries[path.parent] and not path.exists():
+                missing.append(name)
+        return missing
+
+
+def _entries(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()

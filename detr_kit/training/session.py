@@ -18,6 +18,7 @@ from detr_kit.config import RunConfig, SplitConfig, dump_config
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.dataset import warn_of_skipped
 from detr_kit.data.loading import Batch, eval_loader, noting_skipped, train_loader
+from detr_kit.data.pictures import PictureFolder
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import CocoMetrics, evaluate_results
 from detr_kit.evaluation.ground_truth import load_ground_truth
@@ -53,6 +54,9 @@ class Session:
             for split in (train_split, val_split)
         )
         _check_data(self.train_set, self.val_set, train_split, val_split)
+        if config.data.on_bad_image == "raise":
+            _require_files(self.train_set, train_split)
+            _require_files(self.val_set, val_split)
         self.truth = load_ground_truth(val_split.annotations, on_bad_box=config.data.on_bad_box)
 
         precision = {"fp32": "no"}.get(config.precision, config.precision)
@@ -256,3 +260,14 @@ def _check_data(
     train_set.categories.require_same(
         val_set.categories, str(train_split.annotations), str(val_split.annotations)
     )
+
+
+def _require_files(annotations: CocoAnnotations, split: SplitConfig) -> None:
+    """Name a picture that does not exist now, not when its turn comes."""
+    missing = PictureFolder(annotations, split.images).missing_files()
+    if missing:
+        raise DetrKitError(
+            f"{split.images / missing[0]}: no such image file ({len(missing)} of the "
+            f"{len(annotations)} images of {split.annotations} are missing; `detr-kit check` lists "
+            "them, data.on_bad_image=skip does without)"
+        )

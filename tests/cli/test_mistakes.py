@@ -57,6 +57,11 @@ MISTAKES = {
         ("train.json", "not a COCO"),
     ),
     "broken picture": (_break_picture, TRAIN, ("sample/train/",)),
+    "missing picture": (
+        lambda: Path("sample/val/000002.jpg").unlink(),
+        TRAIN,
+        ("sample/val/000002.jpg: no such image file (1 of the 2 images of", "on_bad_image=skip"),
+    ),
     "empty training set": (
         _change_json(lambda coco: coco["annotations"].clear()),
         TRAIN,

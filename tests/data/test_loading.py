@@ -17,6 +17,7 @@ from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.augmentation import eval_pipeline, train_pipeline
 from detr_kit.data.dataset import DetectionDataset, Sample, SampleError, sample_seed
 from detr_kit.data.loading import collate, eval_loader, train_loader
+from detr_kit.data.pictures import PictureFolder
 from detr_kit.errors import DetrKitError
 from detr_kit.preprocess import preprocessing_from
 
@@ -154,6 +155,15 @@ class TestDataset:
         (folder / "3.png").unlink()
         with pytest.raises(DetrKitError, match=r"3\.png: no such image file$"):
             DetectionDataset(annotations, folder, pipeline)[3]
+
+    def test_missing_files_are_listed_without_opening_any(
+        self, folder: Path, annotations: CocoAnnotations
+    ) -> None:
+        pictures = PictureFolder(annotations, folder)
+        assert pictures.missing_files() == []
+        (folder / "4.png").unlink()
+        (folder / "2.png").unlink()
+        assert pictures.missing_files() == ["2.png", "4.png"]
 
     def test_other_sizes_than_the_json_says_are_named(
         self, folder: Path, annotations: CocoAnnotations
