@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from detr_kit.errors import DetrKitError
 
+AUGMENTATIONS = ("detr", "yolos", "small_data", "strong", "none")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -81,14 +82,21 @@ class DataConfig(Section):
     # share of the pictures below which a category's pictures are repeated; 0: each comes once
     repeat_threshold: float = Field(0.0, ge=0, le=1)
     # a recipe by name, or a pipeline as albumentations.to_dict writes it: a mapping or a file
-    augmentation: Literal["detr", "yolos", "small_data", "strong", "none"] | dict[str, Any] = "detr"
+    augmentation: str | dict[str, Any] = "detr"
 
     @field_validator("augmentation", mode="before")
     @classmethod
     def _read_pipeline(cls, value: Any) -> Any:
         """Put the content in the place of a file's name, so that a run's config holds it."""
         if isinstance(value, str) and Path(value).suffix in (".yaml", ".yml", ".json"):
-            return OmegaConf.to_container(_read_yaml(Path(value), seen=()))
+            value = OmegaConf.to_container(_read_yaml(Path(value), seen=()))
+        if value == {} or (isinstance(value, str) and value not in AUGMENTATIONS):
+            near = difflib.get_close_matches(str(value), AUGMENTATIONS, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"must be one of {', '.join(AUGMENTATIONS)}, a mapping of transforms, or the name "
+                f"of a .yaml or .json file with one{hint}"
+            )
         return value
 
 
@@ -236,7 +244,8 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if fault["type"] == "missing":
         return f"key {key!r} is missing"
-    return f"key {key!r}: {fault['msg']}, got {fault['input']!r}"
+    reason = fault["msg"].removeprefix("Value error, ")
+    return f"key {key!r}: {reason}, got {fault['input']!r}"
 
 
 def _known_keys(section: type[Section], prefix: str = "") -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +14,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` unless the block raises."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
+    temporary = _beside(target).with_suffix(f".tmp{target.suffix}")
     try:
         yield temporary
         temporary.replace(target)
@@ -31,8 +31,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _beside(target).with_suffix(".tmp")
     temporary.mkdir()
     try:
         yield temporary
@@ -52,6 +51,11 @@ def recover_folder(path: str | Path) -> None:
     if not target.exists():
         with suppress(FileNotFoundError):  # nothing to undo, or another process was faster
             _aside(target).rename(target)
+
+
+def _beside(target: Path) -> Path:
+    """Return a hidden name that no other process takes, nor one on another machine."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(6)}.x")
 
 
 def _aside(target: Path) -> Path:

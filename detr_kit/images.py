@@ -18,7 +18,18 @@ from detr_kit.sizes import SizeHW
 
 
 class ImageError(DetrKitError):
-    """A picture is missing, damaged, of a kind that is not read, or of another size than said."""
+    """A picture is missing, damaged, of a kind that is not read, or of another size than said.
+
+    `name` is the picture's: the path as it was given, or what else a message calls it.
+    """
+
+    def __init__(self, name: str | Path, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = str(name)
+        self.args = (self.name, reason)  # from which a copy is made in another process
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.args[1]}"
 
 
 ImageInput = str | Path | Image.Image | np.ndarray
@@ -34,11 +45,11 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# OpenCV's ways to decode a JPEG at a part of its size, by the scale that they suffice for.
+# OpenCV's ways to decode a JPEG at one part in 8, 4 or 2 of its sides.
 _REDUCED = (
-    (1 / 8, cv2.IMREAD_REDUCED_COLOR_8),
-    (1 / 4, cv2.IMREAD_REDUCED_COLOR_4),
-    (1 / 2, cv2.IMREAD_REDUCED_COLOR_2),
+    (8, cv2.IMREAD_REDUCED_COLOR_8),
+    (4, cv2.IMREAD_REDUCED_COLOR_4),
+    (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
 # What a JPEG ends with; cameras write more behind it.
 _JPEG_END, _JPEG_TAIL = b"\xff\xd9", 4096
@@ -108,25 +119,38 @@ def read_for_training(
     """
     with _reading(path) as content, Image.open(io.BytesIO(content)) as header:
         _require_harmless(header, path)
-        pixels = _decoded_by_opencv(header, content, scale)
-        if pixels is None:
-            return read_image(path, expected_size_hw=expected_size_hw)
-        transpose = _upright(header, expected_size_hw, str(path))
+        plain = header.format == "JPEG" and header.mode == "RGB"
+        transpose = _upright(header, expected_size_hw, str(path)) if plain else None
+        flags = _opencv_flags(header, scale, turned=transpose is not None)
+        pixels = _decoded_by_opencv(content, flags) if plain else None
+    if pixels is None:
+        return read_image(path, expected_size_hw=expected_size_hw)
     if transpose is None:
         return pixels
     return np.array(Image.fromarray(pixels).transpose(transpose))
 
 
-def _decoded_by_opencv(header: Image.Image, content: bytes, scale: float) -> np.ndarray | None:
+def _opencv_flags(header: Image.Image, scale: float, *, turned: bool) -> int:
+    """Return how OpenCV shall decode a JPEG: in full, or at the smallest part that suffices.
+
+    A reduced size is rounded up, and what sticks out is at the right and at the bottom. A picture
+    that will be turned must have nothing that sticks out: it would come before the picture.
+    """
+    for part, flags in _REDUCED:
+        if scale <= 1 / part and not (turned and (header.width % part or header.height % part)):
+            return flags
+    return cv2.IMREAD_COLOR
+
+
+def _decoded_by_opencv(content: bytes, flags: int) -> np.ndarray | None:
     """Return the pixels of a JPEG in colour, None where Pillow shall read the file."""
-    if header.format != "JPEG" or header.mode != "RGB":
-        return None
     if _JPEG_END not in content[-_JPEG_TAIL:]:
         return None  # OpenCV would fill up what is missing without a word
-    flags = next((flags for limit, flags in _REDUCED if scale <= limit), cv2.IMREAD_COLOR)
-    pixels = cv2.imdecode(
-        np.frombuffer(content, dtype=np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION
-    )
+    encoded = np.frombuffer(content, dtype=np.uint8)
+    try:
+        pixels = cv2.imdecode(encoded, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # its own limits
+        return None
     return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
@@ -153,25 +177,26 @@ def _reading(path: str | Path) -> Iterator[bytes]:
         mode = Path(path).stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             # Opening a pipe would wait for someone who writes.
-            raise ImageError(f"{path}: cannot read the image: not a regular file")
+            raise ImageError(path, "cannot read the image: not a regular file")
         yield Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such image file") from error
+        raise ImageError(path, "no such image file") from error
     except TOO_LARGE as error:
-        raise ImageError(f"{path}: image too large: {one_line(error)}") from error
+        raise ImageError(path, f"image too large: {one_line(error)}") from error
     except UNREADABLE as error:
-        raise ImageError(f"{path}: cannot read the image: {reason_of(error)}") from error
+        raise ImageError(path, f"cannot read the image: {reason_of(error)}") from error
 
 
 def _require_harmless(picture: Image.Image, path: str | Path) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and picture.width * picture.height > limit:
         raise ImageError(
-            f"{path}: image too large: {picture.width}x{picture.height} are more than {limit} "
-            "pixels, which could be a decompression bomb"
+            path,
+            f"image too large: {picture.width}x{picture.height} are more than {limit} "
+            "pixels, which could be a decompression bomb",
         )
     if picture.format == "EPS":
-        raise ImageError(f"{path}: cannot read the image: EPS is a program that draws")
+        raise ImageError(path, "cannot read the image: EPS is a program that draws")
 
 
 def _decoded(picture: Image.Image, name: str) -> Image.Image:
@@ -179,11 +204,11 @@ def _decoded(picture: Image.Image, name: str) -> Image.Image:
     try:
         picture.load()
     except TOO_LARGE as error:
-        raise ImageError(f"{name}: image too large: {one_line(error)}") from error
+        raise ImageError(name, f"image too large: {one_line(error)}") from error
     except UNREADABLE as error:
-        raise ImageError(f"{name}: cannot read the image: {reason_of(error)}") from error
+        raise ImageError(name, f"cannot read the image: {reason_of(error)}") from error
     if min(picture.size) < 1:
-        raise ImageError(f"{name}: the image has no pixels")
+        raise ImageError(name, "the image has no pixels")
     return picture
 
 
@@ -228,8 +253,9 @@ def _upright(
     if stored_hw == tuple(expected_size_hw):
         return None
     raise ImageError(
-        f"{name}: the image is {turned_hw[1]}x{turned_hw[0]} (width x height), the annotation "
-        f"file says {expected_size_hw[1]}x{expected_size_hw[0]}"
+        name,
+        f"the image is {turned_hw[1]}x{turned_hw[0]} (width x height), the annotation file says "
+        f"{expected_size_hw[1]}x{expected_size_hw[0]}",
     )
 
 
@@ -248,7 +274,7 @@ def to_rgb(picture: Image.Image, name: str) -> Image.Image:
     if mode == "RGB" and "transparency" not in picture.info:
         return picture
     if mode == "F":
-        raise ImageError(f"{name}: floating-point pictures are not supported")
+        raise ImageError(name, "floating-point pictures are not supported")
     if mode == "I" or mode.startswith("I;16"):
         values = np.asarray(picture).clip(0, 65535).astype(np.uint16)
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
@@ -259,4 +285,4 @@ def to_rgb(picture: Image.Image, name: str) -> Image.Image:
             picture = Image.alpha_composite(white, picture)
         return picture.convert("RGB")
     except ValueError as error:
-        raise ImageError(f"{name}: pictures of mode {mode} are not supported") from error
+        raise ImageError(name, f"pictures of mode {mode} are not supported") from error

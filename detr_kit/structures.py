@@ -116,7 +116,8 @@ def padding_mask_of(
     sizes_hw: tuple[SizeHW, ...], batch_hw: SizeHW, device: torch.device | str
 ) -> Tensor:
     """Return the (B, H, W) bool mask that is True outside each image."""
-    sizes = torch.tensor(sizes_hw).to(device, non_blocking=True)
+    sizes = torch.tensor(sizes_hw, dtype=torch.int64).reshape(-1, 2)
+    sizes = sizes.to(device, non_blocking=True)
     rows = torch.arange(batch_hw[0], device=device)
     columns = torch.arange(batch_hw[1], device=device)
     outside_rows = rows >= sizes[:, 0, None]

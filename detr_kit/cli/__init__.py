@@ -6,12 +6,13 @@ torch is imported inside the commands that need it, so that `detr-kit --help` an
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
 from detr_kit.cli import conversions, data, detectors, training
-from detr_kit.errors import DetrKitError
+from detr_kit.errors import DetrKitError, DetrKitWarning
 
 app = typer.Typer(
     help="Object detection with transformers: train, evaluate and run DETR and YOLOS.",
@@ -36,6 +37,7 @@ def main() -> None:
     """Run a command; an error a user can mend is one line on stderr and exit status 1."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments  # accepted anywhere, not only before the command
+    warnings.showwarning = _show_warning
     try:
         app(args=[argument for argument in arguments if argument != "--debug"])
     except (DetrKitError, OSError) as error:
@@ -43,3 +45,16 @@ def main() -> None:
             raise
         print(f"detr-kit: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **options: Any
+) -> None:
+    """Print what concerns the user's own things as one line, other warnings with their place."""
+    if issubclass(category, DetrKitWarning):
+        print(f"detr-kit: warning: {message}", file=sys.stderr)
+    else:
+        _show_with_place(message, category, *place, **options)
+
+
+_show_with_place = warnings.showwarning

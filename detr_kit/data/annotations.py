@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from detr_kit.categories import CategoryTable
 from detr_kit.data import index_cache
-from detr_kit.data.box_faults import clip_boxes, look_like_corners
+from detr_kit.data.box_faults import clip_boxes, suspected_format
 from detr_kit.data.coco_file import (
     CocoColumns,
     CocoRecords,
@@ -34,11 +35,15 @@ from detr_kit.data.soundness import (
     require_images,
     require_unique_images,
 )
-from detr_kit.errors import DetrKitError
+from detr_kit.errors import DetrKitError, DetrKitWarning
 
 
-class BoxFormatWarning(UserWarning):
-    """The boxes of a file look like corners (x0, y0, x1, y1), COCO's are (x, y, w, h)."""
+class BoxFormatWarning(DetrKitWarning):
+    """The boxes of a file look like another format than COCO's (x, y, w, h) in pixels."""
+
+
+class IndexCacheWarning(DetrKitWarning):
+    """The columns of an annotation file cannot be kept where they were to be."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class CocoAnnotations:
     - `annotation_ids` (N,) int64, NO_ID where the file has none.
 
     `num_clipped` boxes overshot the border and were cut, `num_skipped` were left out as bad,
-    `num_crowd` as crowd regions. Arrays that come from a cache are files mapped into memory, and
+    `num_crowd` as crowd regions; `suspected_format` says what the boxes look like if not like
+    COCO's, or is empty. Arrays that come from a cache are files mapped into memory, and
     reach worker processes by their names.
     """
 
@@ -70,7 +76,7 @@ class CocoAnnotations:
     num_clipped: int
     num_skipped: int
     num_crowd: int
-    looks_like_corners: bool
+    suspected_format: str
     cached_at: Path | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,6 +100,14 @@ class CocoAnnotations:
     @property
     def num_empty(self) -> int:
         return int((np.diff(self.offsets) == 0).sum())
+
+    def require_consistent(self) -> None:
+        """Raise ValueError where the columns do not belong together."""
+        num_images, num_objects = len(self.image_ids), int(self.offsets[-1])
+        of_images = {len(self.sizes_hw), len(self.file_names), len(self.offsets) - 1}
+        of_objects = {len(self.boxes_xyxy), len(self.labels), len(self.annotation_ids)}
+        if of_images != {num_images} or of_objects != {num_objects}:
+            raise ValueError(f"{self.path}: columns of different lengths")
 
     def size_hw(self, index: int) -> tuple[int, int]:
         height, width = self.sizes_hw[index]
@@ -127,9 +141,10 @@ def load_annotations(
         loaded = _from_columns(read_columns(path), on_bad_box)
     else:
         loaded = _through_cache(path, on_bad_box, Path(cache_dir))
-    if loaded.looks_like_corners:
+    if loaded.suspected_format:
         warnings.warn(
-            f"{path}: the boxes look like corners (x0, y0, x1, y1); COCO's are (x, y, w, h)",
+            f"{path}: the boxes look like {loaded.suspected_format}; COCO's are (x, y, w, h) in "
+            "pixels, and `detr-kit check --fix` converts them",
             BoxFormatWarning,
             stacklevel=2,
         )
@@ -139,48 +154,60 @@ def load_annotations(
 def _through_cache(path: Path, on_bad_box: OnBadBox, cache_dir: Path) -> CocoAnnotations:
     digest = index_cache.known_digest(cache_dir, path)
     if digest is not None:
-        with suppress(*_DAMAGED):
+        with suppress(*index_cache.DAMAGED):
             return _from_cache(index_cache.entry_folder(cache_dir, digest, on_bad_box), path)
     signature = index_cache.signature_of(path)
     content = read_bytes(path)
     digest = index_cache.digest_of(content)
     folder = index_cache.entry_folder(cache_dir, digest, on_bad_box)
-    with suppress(*_DAMAGED):
+    try:
         cached = _from_cache(folder, path)
-        index_cache.note_digest(cache_dir, path, signature, digest)
-        return cached
-    columns = columns_of(path, decode_json(path, content, CocoRecords))
-    _to_cache(folder, _from_columns(columns, on_bad_box))
-    index_cache.note_digest(cache_dir, path, signature, digest)
-    return _from_cache(folder, path)
+    except index_cache.DAMAGED:
+        columns = columns_of(path, decode_json(path, content, CocoRecords))
+        cached = _stored(folder, _from_columns(columns, on_bad_box))
+    if cached.cached_at is not None:
+        with suppress(OSError):  # the hash is computed again the next time
+            index_cache.note_digest(cache_dir, path, signature, digest)
+    return cached
 
 
 _ARRAYS = ("image_ids", "sizes_hw", "offsets", "boxes_xyxy", "labels", "annotation_ids")
-_NUMBERS = ("num_clipped", "num_skipped", "num_crowd", "looks_like_corners")
-# What reading an entry raises where it is not there or not whole.
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_NUMBERS = ("num_clipped", "num_skipped", "num_crowd", "suspected_format")
 
 
-def _to_cache(folder: Path, loaded: CocoAnnotations) -> None:
+def _stored(folder: Path, loaded: CocoAnnotations) -> CocoAnnotations:
+    """Return what was loaded as the cache has it, or itself where the cache cannot be written."""
     arrays = {name: getattr(loaded, name) for name in _ARRAYS}
     names = {"names_data": loaded.file_names.data, "names_offsets": loaded.file_names.offsets}
     meta = {name: getattr(loaded, name) for name in _NUMBERS}
     meta["categories"] = loaded.categories.to_json()
-    index_cache.remove(folder)
-    index_cache.store(folder, arrays | names, meta)
+    try:
+        read = partial(_from_cache, path=loaded.path)
+        index_cache.store(folder, arrays | names, meta, read)
+        return read(folder)
+    except index_cache.DAMAGED as error:
+        warnings.warn(
+            f"{folder.parent}: cannot keep the columns of {loaded.path} there ({error}); every "
+            "worker process holds its own",
+            IndexCacheWarning,
+            stacklevel=4,
+        )
+        return loaded
 
 
 def _from_cache(folder: Path, path: Path) -> CocoAnnotations:
     arrays, meta = index_cache.load(folder)
     values: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
     values |= {name: meta[name] for name in _NUMBERS}
-    return CocoAnnotations(
+    loaded = CocoAnnotations(
         path=path,
         categories=CategoryTable.from_json(meta["categories"]),
         file_names=PackedText(arrays["names_data"], arrays["names_offsets"]),
         cached_at=folder,
         **values,
     )
+    loaded.require_consistent()
+    return loaded
 
 
 def _from_columns(columns: CocoColumns, on_bad_box: OnBadBox) -> CocoAnnotations:
@@ -211,5 +238,5 @@ def _from_columns(columns: CocoColumns, on_bad_box: OnBadBox) -> CocoAnnotations
         num_clipped=int(clipped.overshoot.sum()),
         num_skipped=int(clipped.bad.sum()),
         num_crowd=len(columns.iscrowd) - len(single),
-        looks_like_corners=look_like_corners(boxes_xywh, sizes_hw),
+        suspected_format=suspected_format(boxes_xywh, sizes_hw),
     )

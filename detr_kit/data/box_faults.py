@@ -8,6 +8,10 @@ import numpy as np
 
 # Decimals in a file overshoot the border by rounding; what is below this is not worth counting.
 OVERSHOOT_TOLERANCE = 0.01
+# So many boxes of a file must speak for another format than (x, y, w, h): a few are odd in any.
+FORMAT_SHARE = 0.95
+# Fractions are rounded in files; so much may they pass 1.
+FRACTION_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def describe_fault(box_xywh: np.ndarray) -> str:
 
 
 def look_like_corners(boxes_xywh: np.ndarray, sizes_hw: np.ndarray) -> bool:
-    """Whether all boxes would be valid as corners while many are far off as (x, y, w, h).
+    """Whether nearly all boxes would be valid as corners while many are far off as (x, y, w, h).
 
     As corners, x1 > x0 and x1 <= W for every box; read as widths, x0 + x1 passes W for boxes in
     the right half. True (x, y, w, h) boxes hardly do both throughout a file.
@@ -66,15 +70,29 @@ def look_like_corners(boxes_xywh: np.ndarray, sizes_hw: np.ndarray) -> bool:
         return False
     border = sizes_hw[:, ::-1]
     low, high = boxes_xywh[:, :2], boxes_xywh[:, 2:]
-    as_corners = ((high > low) & (high <= border + 1) & (low >= -1)).all()
-    far_off = (low + high > border * 1.05 + 1).any(axis=1)
-    return bool(as_corners and far_off.mean() >= 0.1)
+    as_corners = ((high > low) & (high <= border + 1) & (low >= -1)).all(axis=1)
+    far_off = as_corners & (low + high > border * 1.05 + 1).any(axis=1)
+    return bool(as_corners.mean() >= FORMAT_SHARE and far_off.mean() >= 0.1)
+
+
+def are_fractions(boxes: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: the boxes (N, 4) of numbers from 0 to 1, but for rounding."""
+    return np.asarray(((boxes >= 0) & (boxes <= 1 + FRACTION_ROUNDING)).all(axis=1))
 
 
 def look_normalised(boxes_xywh: np.ndarray, sizes_hw: np.ndarray) -> bool:
-    """Whether all boxes are fractions in [0, 1], of pictures that are larger than a few pixels."""
+    """Whether nearly all boxes are fractions, of pictures that are larger than a few pixels."""
     finite = np.isfinite(boxes_xywh).all(axis=1)
     if not finite.any():
         return False
-    fractions = (boxes_xywh[finite] >= 0).all() and (boxes_xywh[finite] <= 1).all()
-    return bool(fractions and sizes_hw[finite].max() > 8)
+    share = are_fractions(boxes_xywh[finite]).mean()
+    return bool(share >= FORMAT_SHARE and sizes_hw[finite].max() > 8)
+
+
+def suspected_format(boxes_xywh: np.ndarray, sizes_hw: np.ndarray) -> str:
+    """Say what the boxes look like if not like (x, y, w, h) in pixels; "" where they do."""
+    if look_like_corners(boxes_xywh, sizes_hw):
+        return "corners (x0, y0, x1, y1)"
+    if look_normalised(boxes_xywh, sizes_hw):
+        return "fractions of the picture"
+    return ""

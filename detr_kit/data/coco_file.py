@@ -6,7 +6,7 @@ polygons and whatever else nobody asks for are skipped over, not built.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -50,6 +50,12 @@ class _Annotation(msgspec.Struct, gc=False):
     area: float | None = None
     iscrowd: int | bool | None = None
     segmentation: Raw = Raw(b"")
+
+
+class _EmptyBox(_Annotation, gc=False):
+    """Some write crowd regions with `bbox: []`, which says as much as none."""
+
+    bbox: Annotated[list[float], msgspec.Meta(max_length=0)] | None = None  # type: ignore[assignment]
 
 
 class CocoRecords(msgspec.Struct, gc=False):
@@ -159,7 +165,8 @@ class CocoColumns:
 def read_columns(path: str | Path, *, segmentations: bool = False) -> CocoColumns:
     """Read a COCO-format json into columns; the json text of segmentations only on request.
 
-    Memory stays below one and a half times the size of the file. Raises DetrKitError, naming the
+    Memory peaks at the size of the file and some 300 bytes a record, however long the polygons in
+    it are. Raises DetrKitError, naming the
     file, where it cannot be read, is no json, or lacks a section; single malformed records are
     listed, not raised.
     """
@@ -174,12 +181,32 @@ def read_records(path: str | Path) -> CocoRecords:
 R = TypeVar("R")
 
 
+def _without_box(record: Raw) -> _Annotation | None:
+    """Return an annotation whose bbox is an empty list as one that has none."""
+    try:
+        found = msgspec.json.decode(record, type=_EmptyBox)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return _Annotation(**{**msgspec.structs.asdict(found), "bbox": None})
+
+
+def _irreparable(record: Raw) -> None:
+    return None
+
+
 class _Section(Generic[R]):
     """Decodes the records of one section in chunks and keeps account of malformed ones."""
 
-    def __init__(self, name: str, records: list[Raw], type_: type[R]) -> None:
+    def __init__(
+        self,
+        name: str,
+        records: list[Raw],
+        type_: type[R],
+        repair: Callable[[Raw], R | None] = _irreparable,
+    ) -> None:
         self.name = name
         self.records = records
+        self.repair = repair
         self.decoder = msgspec.json.Decoder(type_)
         self.positions: np.ndarray = np.arange(len(records), dtype=np.int64)
         self.malformed: list[Malformed] = []
@@ -202,6 +229,8 @@ class _Section(Generic[R]):
         try:
             return self.decoder.decode(record)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if (repaired := self.repair(record)) is not None:
+                return repaired
             self.malformed.append(Malformed(self.name, position, _id_of(record), _reason(error)))
             return None
 
@@ -232,8 +261,8 @@ def columns_of(path: Path, records: CocoRecords, *, segmentations: bool = False)
     category_rows = [record for chunk in categories.chunks() for record in chunk]
     images = _Section("images", records.images, _Image)
     image_ids, names, sizes_hw = _image_columns(images)
-    annotations = _Section("annotations", records.annotations, _Annotation)
-    columns, boxes, texts = _annotation_columns(annotations, segmentations)
+    annotations = _Section("annotations", records.annotations, _Annotation, _without_box)
+    columns, texts = _annotation_columns(annotations, segmentations)
     return CocoColumns(
         path=path,
         category_ids=np.array([category.id for category in category_rows], dtype=np.int64),
@@ -241,7 +270,6 @@ def columns_of(path: Path, records: CocoRecords, *, segmentations: bool = False)
         image_ids=image_ids,
         file_names=names,
         sizes_hw=sizes_hw,
-        boxes_xywh=boxes,
         segmentations=texts,
         **columns,
         positions={part.name: part.positions for part in (categories, images, annotations)},
@@ -264,43 +292,42 @@ def _image_columns(section: _Section[_Image]) -> tuple[np.ndarray, PackedText, n
 
 def _annotation_columns(
     section: _Section[_Annotation], segmentations: bool
-) -> tuple[dict[str, np.ndarray], np.ndarray, PackedText | None]:
-    """Return the columns by name, the boxes_xywh (N, 4), and the segmentations' texts."""
-    dtypes = {
-        "annotation_ids": np.int64,
-        "image_id_of": np.int64,
-        "category_id_of": np.int64,
-        "has_box": np.bool_,
-        "areas": np.float64,
-        "iscrowd": np.int8,
+) -> tuple[dict[str, np.ndarray], PackedText | None]:
+    """Return the columns by name, and the segmentations' texts."""
+    length = len(section.records)
+    # Made at once: joined from parts, they would be held twice.
+    columns = {
+        "annotation_ids": np.empty(length, np.int64),
+        "image_id_of": np.empty(length, np.int64),
+        "category_id_of": np.empty(length, np.int64),
+        "boxes_xywh": np.empty((length, 4), np.float64),
+        "has_box": np.empty(length, np.bool_),
+        "areas": np.empty(length, np.float64),
+        "iscrowd": np.empty(length, np.int8),
     }
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in dtypes}
-    boxes: list[np.ndarray] = [np.empty((0, 4))]
     texts: list[bytes] = []
+    end = 0
     for chunk in section.chunks():
-        values = {
+        values: dict[str, list[Any]] = {
             "annotation_ids": [NO_ID if row.id is None else row.id for row in chunk],
             "image_id_of": [row.image_id for row in chunk],
             "category_id_of": [row.category_id for row in chunk],
+            "boxes_xywh": [_NO_BOX if row.bbox is None else row.bbox for row in chunk],
             "has_box": [row.bbox is not None for row in chunk],
             "areas": [np.nan if row.area is None else row.area for row in chunk],
             "iscrowd": [-1 if row.iscrowd is None else bool(row.iscrowd) for row in chunk],
         }
-        for name, column in values.items():
-            parts[name].append(np.array(column, dtype=dtypes[name]))
-        boxes.append(_boxes_xywh(chunk))
+        start, end = end, end + len(chunk)
+        if chunk:
+            for name, column in values.items():
+                columns[name][start:end] = column
         if segmentations:
             texts += [bytes(row.segmentation) for row in chunk]
-    columns = {name: _joined(parts[name], dtype) for name, dtype in dtypes.items()}
-    return columns, np.concatenate(boxes), PackedText.pack(texts) if segmentations else None
+    columns = {name: column[:end] for name, column in columns.items()}
+    return columns, PackedText.pack(texts) if segmentations else None
 
 
 _NO_BOX = (np.nan,) * 4
-
-
-def _boxes_xywh(chunk: list[_Annotation]) -> np.ndarray:
-    boxes = [_NO_BOX if row.bbox is None else row.bbox for row in chunk]
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:

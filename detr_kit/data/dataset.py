@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detr_kit.checkpoints.listing import listed
 from detr_kit.data.annotations import CocoAnnotations
 from detr_kit.data.pictures import PictureFolder
 from detr_kit.data.pipelines import Pipeline
-from detr_kit.errors import DetrKitError
+from detr_kit.errors import DetrKitError, DetrKitWarning
 from detr_kit.images import ImageError
 from detr_kit.sizes import SizeHW
 from detr_kit.structures import Target
@@ -45,7 +46,7 @@ class SampleError(DetrKitError):
         super().__init__(last_line.removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
-class SkippedPicturesWarning(UserWarning):
+class SkippedPicturesWarning(DetrKitWarning):
     """Pictures of the validation split could not be read."""
 
 
@@ -127,7 +128,8 @@ class DetectionDataset(Dataset[Sample | Missing]):
                     raise DetrKitError(
                         f"{error} (the last of {_ATTEMPTS} pictures that were tried)"
                     ) from error
-            index = int(rng.integers(len(self)))
+                if error.name == str(self.pictures.path(index)):
+                    index = int(rng.integers(len(self)))  # else it was a partner: draw others
             seeds = (*key, _REPLACED, len(skipped))
 
     def _sample(self, key: Sequence[int], index: int, skipped: tuple[str, ...] = ()) -> Sample:
@@ -157,8 +159,8 @@ def warn_of_skipped(skipped: Sequence[str]) -> None:
     """Warn that an evaluation lacks pictures, naming the first."""
     if skipped:
         warnings.warn(
-            f"{len(skipped)} pictures could not be read and count as without detections: "
-            f"{skipped[0]}",
+            "pictures that could not be read count as without detections: "
+            f"{listed(sorted(set(skipped)), 3)}",
             SkippedPicturesWarning,
             stacklevel=3,
         )

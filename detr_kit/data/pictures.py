@@ -70,7 +70,10 @@ class PictureFolder(Sequence[Picture]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         boxes_xyxy, labels = self.annotations.objects_of(index)
-        return Picture(self.path(index), self.annotations.size_hw(index), boxes_xyxy, labels)
+        # Copies: who changes them shall not change the data set.
+        return Picture(
+            self.path(index), self.annotations.size_hw(index), boxes_xyxy.copy(), labels.copy()
+        )
 
     def path(self, index: int) -> Path:
         return self.image_dir / self.annotations.file_names[index]

@@ -56,7 +56,7 @@ class View:
             resized = resize_for_training(window, self.size_hw)
         else:
             # Sizes of reduced files are rounded up: the last pixel reaches beyond the picture.
-            factor = round(picture.size_hw[0] / image.shape[0])
+            factor = round(max(picture.size_hw) / max(image.shape))
             reduced = (x0 / factor, y0 / factor, x1 / factor, y1 / factor)
             resized = resize_window(image, reduced, self.size_hw)
         return cv2.flip(resized, 1) if self.mirrored else np.ascontiguousarray(resized)

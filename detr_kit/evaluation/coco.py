@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detr_kit.errors import DetrKitWarning
 from detr_kit.evaluation.ground_truth import GroundTruth, load_ground_truth
 from detr_kit.evaluation.metrics import FIGURES, CocoMetrics
 from detr_kit.evaluation.results import (
@@ -36,7 +37,9 @@ def evaluate_results(results: Results, annotations: str | Path | GroundTruth) ->
     name, rows = result_rows(results)
     detected = result_annotations(name, rows, truth)
     if not detected:
-        warnings.warn(f"{name}: there are no detections, so every figure is 0", stacklevel=2)
+        warnings.warn(
+            f"{name}: there are no detections, so every figure is 0", DetrKitWarning, stacklevel=2
+        )
     warn_of_threshold(name, detected, len(truth.image_ids))
     figures, precision = _score(truth.dataset, {**truth.dataset, "annotations": detected})
     names = [row["name"] for row in truth.dataset["categories"]]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from detr_kit.detections import Detections
-from detr_kit.errors import DetrKitError
+from detr_kit.errors import DetrKitError, DetrKitWarning
 from detr_kit.evaluation.ground_truth import GroundTruth, read_json
 from detr_kit.files import atomic_write
 
@@ -111,6 +111,7 @@ def warn_of_threshold(name: str, rows: Sequence[Mapping[str, Any]], num_images: 
             f"{name}: the lowest score is {lowest:.3f}, so detections seem to be cut at a "
             "threshold; AP counts low-scored detections too and comes out lower: predict at "
             "threshold 0 to score",
+            DetrKitWarning,
             stacklevel=3,
         )
 

@@ -1,7 +1,7 @@
 """What a run leaves behind for reading: `metrics.jsonl` and TensorBoard events.
 
 One line of `metrics.jsonl` an epoch, with the keys `epoch` (from 1), `step`, `lr`, `seconds`
-(training of the epoch), `images_per_second`, `skipped_images` (unreadable ones that others
+(training of the epoch), `images_per_second`, `skipped_images` (unreadable ones, which others
 replaced), `train` (mean of each logged loss) and, where the epoch was evaluated, `val` (the keys of
 `CocoMetrics.to_dict()`) and `eval_seconds`.
 """

@@ -45,18 +45,9 @@ class Session:
     def __init__(self, config: RunConfig, *, resumed: bool) -> None:
         self.config = config
         train_split, val_split = _required_splits(config)
-        self.train_set, self.val_set = (
-            load_annotations(
-                split.annotations,
-                on_bad_box=config.data.on_bad_box,
-                cache_dir=config.output.parent / INDEX_FOLDER,
-            )
-            for split in (train_split, val_split)
-        )
+        self.train_set = _load(config, train_split)
+        self.val_set = _load(config, val_split)
         _check_data(self.train_set, self.val_set, train_split, val_split)
-        if config.data.on_bad_image == "raise":
-            _require_files(self.train_set, train_split)
-            _require_files(self.val_set, val_split)
         self.truth = load_ground_truth(val_split.annotations, on_bad_box=config.data.on_bad_box)
 
         precision = {"fp32": "no"}.get(config.precision, config.precision)
@@ -244,6 +235,17 @@ def _required_splits(config: RunConfig) -> tuple[SplitConfig, SplitConfig]:
     assert config.data.train is not None
     assert config.data.val is not None
     return config.data.train, config.data.val
+
+
+def _load(config: RunConfig, split: SplitConfig) -> CocoAnnotations:
+    loaded = load_annotations(
+        split.annotations,
+        on_bad_box=config.data.on_bad_box,
+        cache_dir=config.output.parent / INDEX_FOLDER,
+    )
+    if config.data.on_bad_image == "raise":
+        _require_files(loaded, split)
+    return loaded
 
 
 def _check_data(

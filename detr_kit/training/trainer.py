@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from detr_kit.checkpoints.listing import listed
 from detr_kit.evaluation.coco import CocoMetrics
 from detr_kit.losses import LossValues, Normalizer, SetCriterion, StepCounts
 from detr_kit.matching import NonFiniteCostError
@@ -131,8 +132,10 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             skipped = gather_object(skipped)
         if skipped:
+            files = sorted(set(skipped))
             display.message(
-                f"warning: {len(skipped)} unreadable pictures were replaced: {skipped[0]}"
+                f"warning: others were trained on in the place of {len(files)} unreadable "
+                f"{'picture' if len(files) == 1 else 'pictures'}: {listed(files, 3)}"
             )
         return {
             "epoch": progress.epoch,
@@ -140,7 +143,7 @@ class Trainer:
             "lr": float(self.optimizer.param_groups[-1]["lr"]),
             "seconds": seconds,
             "images_per_second": images / seconds,
-            "skipped_images": len(skipped),
+            "skipped_images": len(set(skipped)),
             "train": self._mean_over_processes(sums, steps),
         }
 

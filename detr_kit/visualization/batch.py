@@ -36,11 +36,13 @@ def show_batch(
 ) -> list[str]:
     """Draw a batch of a run into the picture file `out`; return lines that describe it.
 
-    The batch is the one that the first process trains on, or evaluates, as number `batch` of
-    `epoch`, both counted from 1. Raises DetrKitError where the split or the batch is missing.
+    The batch is number `batch` of `epoch`, both counted from 1, of a run in one process. Raises
+    DetrKitError where the split or the batch is missing.
     """
     out = Path(out)
-    if out.suffix.lower() not in Image.registered_extensions():
+    if min(epoch, batch) < 1:
+        raise DetrKitError("epoch and batch are counted from 1")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise DetrKitError(f"{out}: not the name of a picture file, such as batch.png")
     loader, categories = _loader(config, split)
     collated = _batch(loader, epoch, batch)
@@ -62,7 +64,13 @@ def _loader(config: RunConfig, split: str) -> tuple[DataLoader[Batch], CategoryT
         return train_loader(config, annotations), annotations.categories
     batch_size = config.evaluation.batch_size or config.batch_size
     preprocessing = preprocessing_from(config.image_size)
-    loader = eval_loader(annotations, chosen.images, preprocessing, batch_size=batch_size)
+    loader = eval_loader(
+        annotations,
+        chosen.images,
+        preprocessing,
+        batch_size=batch_size,
+        on_bad_image="leave_out" if data.on_bad_image == "skip" else "raise",
+    )
     return loader, annotations.categories
 
 
@@ -154,4 +162,4 @@ def _described(batch: Batch, config: RunConfig) -> list[str]:
         f"batch {shape} from {low:.2f} to {high:.2f}, {padded:.0%} of it padding",
         f"{len(targets.labels)} objects in {len(images)} pictures",
     ]
-    return [*lines, *(f"left out: {reason}" for reason in images.skipped)]
+    return [*lines, *(f"unreadable: {reason}" for reason in images.skipped)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detr_kit.data.box_faults import clip_boxes
+from detr_kit.data.checks.label_faults import repeated, rows_of
 from detr_kit.data.coco_file import CocoColumns
 
 # Cells of the map of positions along either side.
@@ -73,12 +74,11 @@ class Distributions:
 def distributions_of(columns: CocoColumns) -> Distributions:
     """Count what the charts show; faulty boxes and unknown ids are left out where they would."""
     is_object = columns.iscrowd != 1
-    image_row, first_images = _rows_of(columns.image_id_of, columns.image_ids)
-    category_row, first_categories = _rows_of(columns.category_id_of, columns.category_ids)
+    image_row = rows_of(columns.image_id_of, columns.image_ids)
+    category_row = rows_of(columns.category_id_of, columns.category_ids)
+    first_categories = np.flatnonzero(~repeated(columns.category_ids))
     of_image = _counts(image_row[is_object], len(columns.image_ids))
     of_category = _counts(category_row[is_object], len(columns.category_ids))
-    is_first = np.zeros(len(columns.image_ids), dtype=bool)
-    is_first[first_images] = True
     sized = np.flatnonzero(is_object & _has_area(columns.boxes_xywh))
     width, height = columns.boxes_xywh[sized, 2:].T
     inside, inside_xyxy = _inside(columns, sized, image_row)
@@ -86,7 +86,7 @@ def distributions_of(columns: CocoColumns) -> Distributions:
         image_row=image_row,
         is_object=is_object,
         objects_of_image=of_image,
-        is_first=is_first,
+        is_first=~repeated(columns.image_ids),
         category_rows=first_categories,
         objects_of_category=of_category[first_categories],
         num_unknown_category=int((category_row[is_object] < 0).sum()),
@@ -97,20 +97,6 @@ def distributions_of(columns: CocoColumns) -> Distributions:
         shares=np.sqrt((inside_xyxy[:, 2:] - inside_xyxy[:, :2]).prod(axis=1)),
         coverage=_coverage(inside_xyxy),
     )
-
-
-def _rows_of(ids: np.ndarray, known_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first row of `known_ids` with each id, -1 where there is none, and all such rows.
-
-    The rows are in the order of the file.
-    """
-    unique_ids, first_rows = np.unique(known_ids, return_index=True)
-    place = np.searchsorted(unique_ids, ids)
-    rows = np.full(len(ids), -1, dtype=np.int64)
-    known = place < len(unique_ids)
-    known[known] = unique_ids[place[known]] == ids[known]
-    rows[known] = first_rows[place[known]]
-    return rows, np.sort(first_rows)
 
 
 def _counts(rows: np.ndarray, length: int) -> np.ndarray:

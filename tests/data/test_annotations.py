@@ -6,6 +6,8 @@ import json
 import math
 import os
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detr_kit.data.annotations import BoxFormatWarning, CocoAnnotations, load_annotations
+from detr_kit.data.annotations import (
+    BoxFormatWarning,
+    CocoAnnotations,
+    IndexCacheWarning,
+    load_annotations,
+)
 from detr_kit.errors import DetrKitError
 
 
@@ -146,6 +153,15 @@ class TestColumns:
         assert loaded.annotation_ids.tolist() == [11, 12]
         assert loaded.num_crowd == 1
 
+    def test_crowds_may_have_an_empty_box(self, load: Any) -> None:
+        values = coco([[1, 2, 3, 4], []])
+        values["annotations"][1]["iscrowd"] = 1
+        loaded = load(values)
+        assert (loaded.num_crowd, loaded.num_objects) == (1, 1)
+        values["annotations"][1]["iscrowd"] = 0
+        with pytest.raises(DetrKitError, match="annotation 11: bbox is missing"):
+            load(values)
+
     def test_annotation_id_0_and_large_ids_are_kept(self, load: Any) -> None:
         values = coco([[1, 2, 3, 4]], images=[{**self.IMAGES[0], "id": 2**53 + 1}])
         values["annotations"][0]["id"] = 0
@@ -183,7 +199,7 @@ class TestBoxes:
     def test_rounding_at_the_border_is_not_counted(self, load: Any) -> None:
         assert load(coco([[90, 2, 10.001, 4]])).num_clipped == 0
 
-    @pytest.mark.parametrize("box", [[], [1, 2, 3], [1, 2, 3, 4, 5]])
+    @pytest.mark.parametrize("box", [[1], [1, 2, 3], [1, 2, 3, 4, 5]])
     def test_boxes_of_other_lengths_are_named(self, load: Any, box: list[float]) -> None:
         with pytest.raises(DetrKitError, match=r"annotation 10: bbox must be \[x, y, w, h\]"):
             load(coco([box]))
@@ -192,6 +208,9 @@ class TestBoxes:
         corners = [[10, 10, 40, 30], [60, 50, 90, 75], [55, 5, 99, 80]]
         with pytest.warns(BoxFormatWarning, match=r"labels\.json: the boxes look like corners"):
             load(coco(corners))
+        fractions = [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5]]
+        with pytest.warns(BoxFormatWarning, match=r"labels\.json: the boxes look like fractions"):
+            load(coco(fractions))
         # As x, y, w, h the same boxes are silent (warnings are errors here).
         load(coco([[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in corners]))
 
@@ -334,7 +353,7 @@ class TestCache:
         with pytest.raises(DetrKitError, match="annotation 11"):
             load_annotations(path, cache_dir=tmp_path)
 
-    @pytest.mark.parametrize("damage", ["meta", "array", "missing"])
+    @pytest.mark.parametrize("damage", ["meta", "array", "missing", "empty", "short", "names"])
     def test_a_damaged_entry_is_made_anew(self, path: Path, tmp_path: Path, damage: str) -> None:
         cache = tmp_path / "cache"
         expected = load_annotations(path)
@@ -344,10 +363,55 @@ class TestCache:
             (folder / "meta.json").write_text("{")
         elif damage == "array":
             (folder / "boxes_xyxy.npy").write_bytes(b"\x93NUMPY")
+        elif damage == "empty":
+            (folder / "boxes_xyxy.npy").write_bytes(b"")
+        elif damage == "short":
+            np.save(folder / "labels.npy", np.zeros(1, np.int64))
+        elif damage == "names":
+            text = (folder / "meta.json").read_text()
+            (folder / "meta.json").write_text(text.replace('"kind 7"', '"kind 3"'))
         else:
             (folder / "labels.npy").unlink()
         self.assert_equal(load_annotations(path, cache_dir=cache), expected)
         self.assert_equal(load_annotations(path, cache_dir=cache), expected)
+
+    def test_processes_that_start_together_share_one_entry(
+        self, path: Path, tmp_path: Path
+    ) -> None:
+        """Those of one run do: none may pull an entry away from under another."""
+        values = coco([[1, 2, 3, 4]] * 3000, images=list(self.IMAGES))
+        path.write_text(json.dumps(values))
+        expected = load_annotations(path)
+
+        def load(_: int) -> CocoAnnotations:
+            return pickle.loads(pickle.dumps(load_annotations(path, cache_dir=cache)))
+
+        for attempt in range(5):
+            cache = tmp_path / f"cache {attempt}"
+            with ThreadPoolExecutor(6) as pool:
+                for loaded in pool.map(load, range(6)):
+                    self.assert_equal(loaded, expected)
+            assert len(list(cache.glob("*-raise-*"))) == 1
+            assert list(cache.glob(".*")) == []
+
+    def test_a_cache_that_cannot_be_written_is_done_without(
+        self, path: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "taken").write_text("a file")
+        with pytest.warns(IndexCacheWarning, match="taken: cannot keep the columns"):
+            loaded = load_annotations(path, cache_dir=tmp_path / "taken")
+        assert loaded.cached_at is None
+        self.assert_equal(loaded, load_annotations(path))
+
+    def test_what_a_killed_process_left_is_removed_in_time(
+        self, path: Path, tmp_path: Path
+    ) -> None:
+        for name, age in ((".writing-old", 1e6), (".writing-new", 0)):
+            (tmp_path / name).mkdir()
+            moment = time.time() - age
+            os.utime(tmp_path / name, (moment, moment))
+        load_annotations(path, cache_dir=tmp_path)
+        assert [entry.name for entry in tmp_path.glob(".writing-*")] == [".writing-new"]
 
     def test_pickles_of_cached_columns_are_names_of_files(self, path: Path, tmp_path: Path) -> None:
         values = coco([[1, 2, 3, 4]] * 500, images=list(self.IMAGES))

@@ -77,6 +77,25 @@ class TestAlbumentationsPipeline:
             assert found.labels.tolist() == [100, 200]
             assert found.image.max() == 255
 
+    def test_small_boxes_are_dropped_as_the_user_says(self) -> None:
+        params = A.BboxParams(format="coco", label_fields=["classes"], min_width=25)
+        compose = A.Compose([A.HorizontalFlip(p=1.0)], bbox_params=params)
+        found = AlbumentationsPipeline(compose, RULES)([painted()], 0, seed=0)
+        assert found.labels.tolist() == [200]  # 30 pixels wide, the other 20
+
+    def test_a_transform_that_fails_names_the_picture(self) -> None:
+        picture = painted()
+        picture.source = Path("a.png")
+        picture.read_for_training = lambda scale: np.zeros((80, 100, 3), np.uint8)  # type: ignore[method-assign]
+        pipeline = AlbumentationsPipeline(A.Compose([A.RandomCrop(500, 500, p=1.0)]), RULES)
+        with pytest.raises(DetrKitError, match=r"^a\.png: the augmentation failed: ") as raised:
+            pipeline([picture], 0, seed=0)
+        assert "\n" not in str(raised.value)
+
+    def test_replaying_pipelines_are_refused(self) -> None:
+        with pytest.raises(DetrKitError, match="ReplayCompose"):
+            AlbumentationsPipeline(A.ReplayCompose([A.HorizontalFlip(p=1.0)]), RULES)
+
     @pytest.mark.parametrize("transform", [A.ToFloat(p=1.0), A.Normalize(p=1.0)])
     def test_pictures_must_stay_pictures(self, transform: Any) -> None:
         pipeline = AlbumentationsPipeline(A.Compose([transform]), RULES)
@@ -99,6 +118,31 @@ class TestFromDict:
                 np.testing.assert_array_equal(left.image, right.image)
                 np.testing.assert_array_equal(left.boxes_xyxy, right.boxes_xyxy)
 
+    @pytest.mark.parametrize(
+        ("name", "arguments"),
+        [
+            ("PadIfNeeded", {"min_height": 90, "min_width": 110}),
+            ("SafeRotate", {"limit": 20}),
+            ("RGBShift", {}),
+            ("ShiftScaleRotate", {}),
+            ("BBoxSafeRandomCrop", {}),
+            ("CoarseDropout", {}),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore")  # advice of the test's own pipelines
+    def test_what_to_dict_writes_of_a_transform_is_accepted(
+        self, name: str, arguments: dict[str, Any]
+    ) -> None:
+        transform = getattr(A, name)(**arguments, p=1.0)
+        chosen = A.OneOf([A.Sequential([transform], p=1.0), transform], p=1.0)
+        values = json.loads(json.dumps(A.to_dict(A.Compose([chosen]))))
+        found = train_pipeline(values, SMALL)([painted()], 0, seed=0)
+        assert found.image.shape == (64, 64, 3)
+
+    def test_a_chance_may_be_left_out(self) -> None:
+        compose = compose_from_dict({"__class_fullname__": "HorizontalFlip"}, "here")
+        assert compose.transforms[0].p == 0.5
+
     def test_a_single_transform_will_do(self) -> None:
         compose = compose_from_dict({"__class_fullname__": "HorizontalFlip", "p": 1.0}, "here")
         assert isinstance(compose, A.Compose)
@@ -106,10 +150,19 @@ class TestFromDict:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"__class_fullname__": "Compose", "transforms": [{"__class_fullname__": "Flop"}]}, ""),
-            ({"__class_fullname__": "HorizontalFlip", "p": 1.0, "strength": 3}, "strength"),
-            ({"__class_fullname__": "HorizontalFlip", "p": 7.0}, ""),
-            ({"__class_fullname__": "os.system", "p": 1.0}, "os.system|system"),
+            (
+                {
+                    "__class_fullname__": "Compose",
+                    "transforms": [{"__class_fullname__": "Flop", "p": 1.0}],
+                },
+                "no albumentations transform or key 'Flop'",
+            ),
+            (
+                {"__class_fullname__": "HorizontalFlip", "p": 1.0, "strength": 3},
+                "HorizontalFlip has no argument 'strength'",
+            ),
+            ({"__class_fullname__": "RandomCrop", "p": 1.0, "height": "much"}, "height"),
+            ({"__class_fullname__": "os.system", "p": 1.0}, "key 'system'|key 'os.system'"),
             ({"transform": "HorizontalFlip"}, "mapping"),
             ({}, "__class_fullname__"),
             ({"__class_fullname__": "Compose"}, "transforms"),

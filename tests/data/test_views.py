@@ -13,7 +13,7 @@ from PIL import Image
 
 from detr_kit.data.pictures import Picture
 from detr_kit.data.views import View, official_view, relative_view, visible_boxes, whole_view
-from detr_kit.images import read_for_training, read_image
+from detr_kit.images import EXIF_ORIENTATION, read_for_training, read_image
 from detr_kit.preprocess import resize
 from detr_kit.sizes import SizeRule
 
@@ -69,21 +69,30 @@ class TestDraftScale:
         }
         assert sizes == {1: (805, 1203), 0.6: (805, 1203), 0.5: (403, 602), 0.2: (202, 301)}
 
-    def test_the_exif_orientation_and_the_expected_size_hold(self, path: Path) -> None:
-        with Image.open(path) as picture:
-            exif = picture.getexif()
-            exif[0x0112] = 6
-            picture.save(path, exif=exif, quality=95)
-        assert read_for_training(path, expected_size_hw=(1203, 805), scale=0.5).shape == (
-            602,
-            403,
-            3,
-        )
-        assert read_for_training(path, expected_size_hw=(805, 1203), scale=0.5).shape == (
-            403,
-            602,
-            3,
-        )
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("size_wh", [(1200, 800), (1203, 805)])
+    def test_turned_files_are_not_shifted_against_their_boxes(
+        self, tmp_path: Path, orientation: int, size_wh: tuple[int, int]
+    ) -> None:
+        smooth = cv2.resize(noise(9, 12) // 2 + 64, size_wh, interpolation=cv2.INTER_CUBIC)
+        path = tmp_path / "turned.jpg"
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = orientation
+        Image.fromarray(smooth).save(path, quality=95, exif=exif)
+        full = as_picture(read_image(path))
+        height, width = full.size_hw
+        view = View((0, 0, width, height), (height // 6, width // 6))
+        found = view.pixels(Picture(path, full.size_hw, full.boxes_xyxy, full.labels))
+        assert np.abs(found.astype(int) - view.pixels(full)).mean() < 0.6
+        reduced = read_for_training(path, scale=0.25)
+        sticks_out = size_wh == (1203, 805) and orientation != 1
+        assert max(reduced.shape) == (1203 if sticks_out else -(-size_wh[0] // 4))
+
+    def test_very_flat_files_are_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "flat.jpg"
+        Image.fromarray(noise(12, 10000)).save(path)
+        picture = Picture(path, (12, 10000), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+        assert View((0, 0, 10000, 12), (1, 800)).pixels(picture).shape == (1, 800, 3)
 
     @pytest.mark.parametrize("mirrored", [False, True])
     @pytest.mark.parametrize("window", [(0, 0, 1203, 805), (101, 50, 1000, 777)])

@@ -2,144 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from detr_kit.data.checks.findings import KINDS, MAX_CASES, Case, CheckReport, Findings
-from detr_kit.data.coco_file import CocoColumns, read_columns
-from detr_kit.images import read_image
-from detr_kit.visualization import check_report, sample_pictures
+from detr_kit.data.coco_file import read_columns
+from detr_kit.errors import DetrKitError
+from detr_kit.visualization import check_report
 from detr_kit.visualization.check_report import MAX_BYTES, write_check_report
+from tests.visualization.report_pages import (
+    Page,
+    annotation,
+    coco,
+    counts_of,
+    image,
+    picture,
+    small_split,
+    write,
+)
 
-VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\x00\u202e"
-
-
-class Page(HTMLParser):
-    """Collects tags and texts, and sees to it that every element is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.raw = text
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip() and self.open[-1:] != ["style"]:
-            self.texts.append(" ".join(data.split()))
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.texts)
-
-    def drawings(self) -> list[ElementTree.Element]:
-        return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", self.raw)]
-
-    def drawing(self, label: str) -> ElementTree.Element:
-        return next(svg for svg in self.drawings() if svg.get("aria-label", "").startswith(label))
-
-    def counts(self, label: str) -> list[int]:
-        """Return the counts that the tooltips of a chart tell, less those of nothing."""
-        titles = (part.text or "" for part in self.drawing(label).iter("title"))
-        found = (re.search(r": ([\d,]+) \w+", title) for title in titles)
-        counts = (int(match[1].replace(",", "")) for match in found if match)
-        return [count for count in counts if count]
-
-
-def coco(path: Path, images: list[dict], annotations: list[dict], names: Sequence[str]) -> Path:
-    categories = [{"id": 3 * place, "name": name} for place, name in enumerate(names)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
-def image(id_: int, name: str, width: int = 64, height: int = 48) -> dict:
-    return {"id": id_, "file_name": name, "width": width, "height": height}
-
-
-def annotation(image_id: int, category: int, box_xywh: list[float]) -> dict:
-    return {"id": 1, "image_id": image_id, "category_id": 3 * category, "bbox": box_xywh}
-
-
-def picture(path: Path, width: int = 64, height: int = 48) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-def counts_of(columns: CocoColumns | None) -> dict[str, int]:
-    if columns is None:
-        return {"images": 0, "objects": 0, "categories": 0}
-    return {
-        "images": len(columns.image_ids),
-        "objects": int((columns.iscrowd != 1).sum()),
-        "categories": len(columns.category_ids),
-    }
-
-
-def write(
-    out: Path,
-    splits: Sequence[tuple[Path, Path | None]],
-    faults: Sequence[tuple[str, Sequence[str], int]] = (),
-) -> Page:
-    """Write the page of readable files, all with the same faults (kind, cases, count)."""
-    read = [(read_columns(path), folder) for path, folder in splits]
-    listed = []
-    for path, _ in splits:
-        findings = Findings(path)
-        for kind, texts, count in faults:
-            findings.add(kind, map(Case, texts), count)
-        listed += findings.listed()
-    paths = tuple(path for path, _ in splits)
-    report = CheckReport(paths, tuple(counts_of(columns) for columns, _ in read), tuple(listed))
-    write_check_report(report, read, out)
-    return Page(out.read_text(encoding="utf-8"))
-
-
-def small_split(tmp_path: Path) -> tuple[Path, Path]:
-    """Three pictures: with objects, with a tiny one, and without any."""
-    folder = tmp_path / "images"
-    for name in ("a.png", "b.png", "c.png"):
-        picture(folder / name)
-    path = coco(
-        tmp_path / "train.json",
-        [image(1, "a.png"), image(2, "b.png"), image(3, "c.png")],
-        [
-            annotation(1, 0, [2, 3, 30, 20]),
-            annotation(1, 1, [10, 10, 40, 10]),
-            annotation(1, 1, [50, 30, 8, 16]),
-            annotation(2, 1, [20, 20, 2, 2]),
-        ],
-        ["cat", "dog", "cow"],
-    )
-    return path, folder
 
 
 def test_the_page_is_complete_in_itself(tmp_path: Path) -> None:
@@ -279,85 +166,6 @@ def test_texts_of_the_files_are_escaped(tmp_path: Path) -> None:
     assert "\u202e" not in page.raw
 
 
-def test_special_pictures_are_shown_with_their_boxes(tmp_path: Path) -> None:
-    page = write(tmp_path / "out.html", [small_split(tmp_path)])
-    badges = ("most objects", "smallest object: 2 px", "no objects")
-    places = [page.texts.index(badge) for badge in badges]
-    assert [page.texts[place + 1] for place in places] == ["a.png", "b.png", "c.png"]
-    drawing = page.drawing("a.png: 3 objects")
-    paths = {next(path.iter("title")).text: path.attrib["d"] for path in drawing.iter("path")}
-    # 64 pixels are drawn 320 wide.
-    assert paths["cat (1)"] == "M10 15H160V115H10Z"
-    assert paths["dog (2)"].count("M") == 2
-    assert [text.text for text in drawing.iter("text")] == ["cat", "dog", "dog"]
-    assert len(list(page.drawing("b.png: 1 object").iter("circle"))) == 1
-    assert len(list(page.drawing("c.png: 0 objects").iter("path"))) == 0
-
-
-def test_pictures_are_small_and_spread_over_the_file(tmp_path: Path) -> None:
-    names = [f"{place:03}.jpg" for place in range(100)]
-    for name in names:
-        picture(tmp_path / "images" / name, 500, 200)
-    images = [image(place, name, 500, 200) for place, name in enumerate(names)]
-    objects = [annotation(place, 0, [3, 3, 50, 50]) for place in range(100)]
-    path = coco(tmp_path / "train.json", images, objects, ["cat"])
-    page = write(tmp_path / "out.html", [(path, tmp_path / "images")])
-    shown = sorted(int(text[:3]) for text in page.texts if re.fullmatch(r"\d\d\d\.jpg", text))
-    assert len(shown) == 12
-    assert shown[0] == 0
-    assert max(np.diff(shown)) < 20
-    for drawing in page.drawings():
-        if drawing.get("class") == "chart picture":
-            assert drawing.get("viewBox") == "0 0 320 128"
-
-
-def test_only_files_inside_the_folder_are_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture(tmp_path / "secret.png")
-    picture(tmp_path / "images" / "wrong.png", 30, 20)
-    (tmp_path / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    (tmp_path / "images" / "folder.jpg").mkdir()
-    names = [
-        "../secret.png",
-        str(tmp_path / "secret.png"),
-        "",
-        "a\0b.png",
-        "b" * 5000,
-        "gone.png",
-        "wrong.png",
-        "broken.jpg",
-        "folder.jpg",
-    ]
-    images = [image(place, name) for place, name in enumerate(names)]
-    path = coco(tmp_path / "train.json", images, [], ["cat"])
-    opened = []
-
-    def recorded(path: Path, **options: Any) -> np.ndarray:
-        opened.append(path.name)
-        return read_image(path, **options)
-
-    monkeypatch.setattr(sample_pictures, "read_image", recorded)
-    page = write(tmp_path / "out.html", [(path, tmp_path / "images")])
-    assert sorted(opened) == ["broken.jpg", "wrong.png"]
-    assert "9 of the files that were tried cannot be shown" in page.text
-    assert "the annotation file says 64x48" in page.text
-    assert "None of the files that were tried in" in page.text
-    assert not [drawing for drawing in page.drawings() if "picture" in drawing.attrib["class"]]
-
-
-def test_files_that_cannot_be_read_make_room_for_others(tmp_path: Path) -> None:
-    names = [f"{place:02}.png" for place in range(24)]
-    for name in names[::2]:
-        picture(tmp_path / "images" / name)
-    path = coco(
-        tmp_path / "train.json", [image(i, name) for i, name in enumerate(names)], [], ["cat"]
-    )
-    page = write(tmp_path / "out.html", [(path, tmp_path / "images")])
-    shown = [text for text in page.texts if re.fullmatch(r"\d\d\.png", text)]
-    assert sorted(shown) == names[::2]
-
-
 @pytest.mark.parametrize(
     ("images", "annotations", "names"),
     [
@@ -453,6 +261,16 @@ def test_an_old_page_stays_where_the_new_one_fails(
         write(out, [split])
     assert out.read_bytes() == before
     assert [path.name for path in out.parent.iterdir()] == ["out.html"]
+
+
+def test_the_annotation_file_is_not_written_over(tmp_path: Path) -> None:
+    split = small_split(tmp_path)
+    before = split[0].read_bytes()
+    (tmp_path / "link.html").symlink_to(split[0])
+    for out in (split[0], tmp_path / "link.html"):
+        with pytest.raises(DetrKitError, match="it is a file that was checked"):
+            write(out, [split])
+    assert split[0].read_bytes() == before
 
 
 def test_the_page_is_written_without_torch() -> None:

@@ -6,7 +6,13 @@ from typing import Literal
 
 import numpy as np
 
-from detr_kit.data.box_faults import look_like_corners, look_normalised
+from detr_kit.data.box_faults import (
+    FORMAT_SHARE,
+    FRACTION_ROUNDING,
+    are_fractions,
+    look_like_corners,
+    look_normalised,
+)
 
 # "fractions" are of the width and height of the picture: (x, y, w, h), (x0, y0, x1, y1) or
 # (cx, cy, w, h); "unclear_fractions" fit into the pictures by none of the three.
@@ -24,8 +30,6 @@ FORMAT_NAMES: dict[BoxFormat, str] = {
     "unclear_fractions": "fractions of the image, of corners, centres or sizes",
 }
 
-# Fractions are rounded in files; so much may they pass 1.
-_ROUNDING = 1e-3
 # No picture is larger than this; it stands for a width or height that is not known.
 NO_BORDER = 2**31 - 1
 
@@ -54,30 +58,35 @@ def find_format(boxes_xywh: np.ndarray, sizes_hw: np.ndarray, outside: np.ndarra
     """Say what the boxes (n, 4) of a file are; all are finite, their numbers 3 and 4 positive.
 
     `sizes_hw` (n, 2) are the pictures' sizes, 0 where not known; `outside` (n,) bool are boxes
-    that do not reach into their picture. Another format than "xywh" is given only where every box
-    speaks for it.
+    that do not reach into their picture. Another format than "xywh" is given only where nearly
+    every box speaks for it (`FORMAT_SHARE`).
     """
     # A box outside its picture is none as fractions either, and says nothing of the others.
     boxes, sizes = boxes_xywh[~outside], sizes_hw[~outside]
     # The first thousand settle it for files that are right.
-    if (clipped_xywh(boxes[:1000], sizes[:1000]) <= 1).all():
+    first = are_fractions(clipped_xywh(boxes[:1000], sizes[:1000]))
+    if 2 * first.sum() >= len(first):
         cut = clipped_xywh(boxes, sizes)
         if look_normalised(cut, borders_hw(sizes)):
-            found = _kind_of_fractions(cut)
-            return found if _become_larger(cut, sizes, found) else "xywh"
+            voting = are_fractions(cut)
+            found = _kind_of_fractions(cut[voting])
+            return found if _become_larger(cut[voting], sizes[voting], found) else "xywh"
     sized = (sizes_hw > 0).all(axis=1)
     return "corners" if look_like_corners(boxes_xywh[sized], sizes_hw[sized]) else "xywh"
 
 
 def _kind_of_fractions(boxes: np.ndarray) -> BoxFormat:
+    """Return what most of the boxes fit; the first of several that they fit alike."""
     low, high = boxes[:, :2], boxes[:, 2:]
-    if (low + high <= 1 + _ROUNDING).all():
-        return "fractions"
-    if (high > low).all():
-        return "fraction_corners"
-    if (low + high / 2 <= 1 + _ROUNDING).all() and (low - high / 2 >= -_ROUNDING).all():
-        return "fraction_centres"
-    return "unclear_fractions"
+    border = 1 + FRACTION_ROUNDING
+    centred = (low + high / 2 <= border) & (low - high / 2 >= -FRACTION_ROUNDING)
+    fitting: dict[BoxFormat, float] = {
+        "fractions": (low + high <= border).all(axis=1).mean(),
+        "fraction_corners": (high > low).all(axis=1).mean(),
+        "fraction_centres": centred.all(axis=1).mean(),
+    }
+    best = max(fitting, key=lambda name: fitting[name])
+    return best if fitting[best] >= FORMAT_SHARE else "unclear_fractions"
 
 
 def _become_larger(boxes: np.ndarray, sizes_hw: np.ndarray, found: BoxFormat) -> bool:

@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "looks_normalised": ("error", "the boxes look like fractions of the image; COCO's are pixels"),
     "missing_area": ("note", "annotations without area; width times height is used"),
     "missing_iscrowd": ("note", "annotations without iscrowd; they count as single objects"),
-    "wrong_area": ("warning", "the area is larger than the bbox, negative or not finite"),
+    "wrong_area": ("warning", "the area is zero, larger than the bbox, negative or not finite"),
     "duplicate_object": ("warning", "one image has the same category and bbox twice"),
     "no_objects": ("note", "images without objects; they are trained on as background"),
     "unused_category": ("note", "categories without any object"),

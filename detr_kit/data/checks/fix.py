@@ -48,17 +48,19 @@ def fix(
     - Removed: annotations that are malformed, of unknown images or categories, without a box, or
       with one that is not finite, has no side or lies outside; objects that are there twice;
       images that are malformed, without a name, or whose name leads out of the folder, with their
-      annotations; the second of two images with one id, and of two categories alike.
+      annotations; the second of two images with one id, and of two categories alike; a category
+      without objects whose name another one has.
     - Changed: boxes that pass the border are clipped; corners and fractions become x, y, w, h in
-      pixels where the whole file has them; areas that are missing or wrong, or were w times h of a
-      changed box, become w times h; `iscrowd` becomes 0 where missing; annotation ids that are
-      missing or taken become new ones above the largest; numbers written as text or, for whole
-      ones, with decimals are written as numbers; sizes that are missing are read from the files in
-      `images`, where that is given.
+      pixels where nearly all of the file has them; areas that are missing or wrong, or were w times
+      h of a changed box, become w times h; `iscrowd` becomes 0 where missing; annotation ids that
+      are missing, taken or words become new ones above the largest; numbers written as text or, for
+      whole ones, with decimals are written as numbers; sizes that are missing are read from the
+      files in `images`, where that is given.
     - Left, and listed at the end of the log: all else, of the pictures by `report`.
 
     Other records are copied as they are written. Raises DetrKitError where the file is no COCO
-    json, where `out` or the log would replace it, and where they cannot be written.
+    json, where no image or no annotation at all could be kept, as in one of another format, where
+    `out` or the log would replace it, and where they cannot be written.
     """
     annotations, out = Path(annotations), Path(out)
     log = out.with_suffix(".log.txt")
@@ -90,14 +92,18 @@ def _write_repaired(
     annotations: Path, new_json: Path, lines: TextIO, image_dir: Path | None
 ) -> tuple[int, dict[str, int]]:
     """Write json and log; return the number of lines, and of removed records a section."""
-    document = decode_json(annotations, read_bytes(annotations), dict[str, Raw])
+    content = read_bytes(annotations)
+    document = decode_json(annotations, content, dict[str, Raw])
     records = _records(annotations, document)
     columns = columns_of(annotations, records)
     reformed = put_right(records, columns.malformed)
     if any(reformed.values()):
         columns = columns_of(annotations, records)
     plan = plan_repairs(columns, image_dir)
+    _require_something_left(columns, records, plan)
     editor = _Editor(columns, plan, reformed, lines)
+    if not _is_plain_json(content):
+        editor.log(annotations.name, "rewritten as plain json: UTF-8, null for NaN and Infinity")
     with new_json.open("wb") as file:
         file.write(b"{")
         for place, (key, value) in enumerate(document.items()):
@@ -117,6 +123,29 @@ def _records(path: Path, document: dict[str, Raw]) -> CocoRecords:
             raise DetrKitError(f"{path}: not a COCO annotation file: it has no {section}")
         lists[section] = decode_json(path, document[section], list[Raw])
     return CocoRecords(**lists)
+
+
+def _is_plain_json(content: bytes) -> bool:
+    try:
+        msgspec.json.decode(content, type=Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _require_something_left(columns: CocoColumns, records: CocoRecords, plan: Repairs) -> None:
+    """Raise where all images or all annotations would go: that is no damage, but another format."""
+    reasons: dict[str, list[str]] = {section: [] for section in _SECTIONS}
+    for bad in columns.malformed:
+        reasons[bad.section].append(str(bad))
+    naming = Naming(columns, plan.image_rows)
+    reasons["images"] += [f"{naming.image(row)}: {why}" for row, why in plan.removed_images.items()]
+    for section in ("images", "annotations"):
+        total, removed = len(getattr(records, section)), reasons[section]
+        if removed and len(removed) == total:
+            raise DetrKitError(
+                f"{columns.path}: a repair would remove all of its {total} {section}; {removed[0]}"
+            )
 
 
 def _write_list(file: BinaryIO, records: Iterable[Raw | bytes]) -> None:
@@ -165,7 +194,7 @@ class _Editor:
             else:
                 yield edited
 
-    def _log(self, name: str, change: str) -> None:
+    def log(self, name: str, change: str) -> None:
         self.num_changes += 1
         self.lines.write(f"{name}: {change}\n")
 
@@ -175,18 +204,18 @@ class _Editor:
             name = {"images": self.naming.image, "annotations": self.naming.annotation}.get(
                 section, self.naming.category
             )
-            self._log(name(row), change)
+            self.log(name(row), change)
 
     def _malformed_record(self, section: str, position: int, record: Raw) -> Raw | None:
         if section == "categories":  # without it, all of its objects would be lost
             return record
-        self._log(self._malformed[section, position], "removed")
+        self.log(self._malformed[section, position], "removed")
         return None
 
     def _image(self, row: int, record: Raw) -> Raw | bytes | None:
         reason = self.plan.removed_images.get(row)
         if reason is not None:
-            self._log(self.naming.image(row), f"removed: {reason}")
+            self.log(self.naming.image(row), f"removed: {reason}")
             return None
         height, width = self.plan.sizes_hw[row].tolist()
         if (height, width) == tuple(self.columns.sizes_hw[row].tolist()):
@@ -197,7 +226,7 @@ class _Editor:
 
     def _annotation(self, row: int, record: Raw) -> Raw | bytes | None:
         if not self._kept[row]:
-            self._log(self.naming.annotation(row), f"removed: {self.plan.why_removed(row)}")
+            self.log(self.naming.annotation(row), f"removed: {self.plan.why_removed(row)}")
             return None
         if not self._changed[row]:
             return record
@@ -207,7 +236,7 @@ class _Editor:
         reason = self.plan.removed_categories.get(row)
         if reason is None:
             return record
-        self._log(self.naming.category(row), f"removed: {reason}")
+        self.log(self.naming.category(row), f"removed: {reason}")
         return None
 
     def _edited(
@@ -219,11 +248,11 @@ class _Editor:
         except UnicodeDecodeError:  # in the name of a field that nobody asked for
             text = bytes(record).decode(errors="replace")
             fields = msgspec.json.decode(text, type=dict[str, Raw])
-            self._log(name, "bytes that are no UTF-8 -> \ufffd")
+            self.log(name, "bytes that are no UTF-8 -> \ufffd")
         for field, (value, text) in changes.items():
             fields[field] = value
             if text:
-                self._log(name, text)
+                self.log(name, text)
         return msgspec.json.encode(fields)
 
 

@@ -117,13 +117,16 @@ def judge_boxes(
 
 
 def wrong_areas(areas: np.ndarray, boxes_xywh: np.ndarray, comparable: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: areas that are negative, infinite, or larger than a `comparable` box.
+    """Return (N,) bool: areas that are negative, infinite, or do not fit a `comparable` box.
 
-    The sides may have been rounded, or counted without the last pixel: each is allowed one more.
+    None is zero there, and none is larger than the box. The sides may have been rounded, or counted
+    without the last pixel: each may be one off.
     """
+    sides = boxes_xywh[:, 2:]
     with np.errstate(invalid="ignore", over="ignore"):
-        too_large = areas > (boxes_xywh[:, 2] + 1) * (boxes_xywh[:, 3] + 1)
-    return (areas < 0) | np.isinf(areas) | (too_large & comparable)
+        too_large = areas > (sides + 1).prod(axis=1)
+        too_small = (areas == 0) & (sides > 1).all(axis=1)
+    return (areas < 0) | np.isinf(areas) | ((too_large | too_small) & comparable)
 
 
 def first_twins(keys: np.ndarray, boxes_xywh: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -85,8 +85,14 @@ def _faults(
 ) -> Iterator[tuple[str, str]]:
     """Yield the kinds and reasons of everything that is wrong with the picture in `row`."""
     if file.fault is not None and file.fault[0] == "file_missing":
-        other = similar.of(columns.file_names[row])
-        yield ("case_differs", other) if other else file.fault
+        name = columns.file_names[row]
+        other = similar.of(name)
+        if other:
+            yield "case_differs", other
+        elif similar.is_written_with_backslashes(name):
+            yield "file_missing", "no such file; there is one with / in the place of \\"
+        else:
+            yield file.fault
     elif file.fault is not None:
         yield file.fault
     else:
@@ -166,6 +172,10 @@ class _SimilarNames:
         if unicodedata.normalize("NFC", actual) == unicodedata.normalize("NFC", file_name):
             return f"the file's name has the same letters in other Unicode: {actual!a}"
         return f"the file is called {_printable(actual)}"
+
+    def is_written_with_backslashes(self, file_name: str) -> bool:
+        """Whether the file is there if the name is read as that of a file of Windows."""
+        return "\\" in file_name and (self.folder / file_name.replace("\\", "/")).is_file()
 
     def _search(self, folder: Path, parts: tuple[str, ...]) -> Path | None:
         for name in self._in_folder(folder).get(_folded(parts[0]), ()):

@@ -54,7 +54,11 @@ def _better(section: str, name: str, value: bytes) -> bytes | None:
     """Return the value in the form that COCO has for the field; None where it needs no other."""
     if name in _WHOLE[section]:
         found = _AS_WHOLE.fullmatch(value)
-        return b"%d" % int(found[1]) if found else None
+        if found:
+            return b"%d" % int(found[1])
+        # Nothing in the file refers to the id of an annotation: it can get a new one.
+        is_other_text = section == "annotations" and name == "id" and value.startswith(b'"')
+        return b"null" if is_other_text else None
     if section == "categories" and name == "name":
         return b'"' + value + b'"' if _NUMBER.fullmatch(value) else None
     if section == "annotations" and name == "area":

@@ -142,7 +142,7 @@ def plan_repairs(columns: CocoColumns, image_dir: Path | None) -> Repairs:
         columns=columns,
         image_rows=image_rows.astype(np.int64),
         removed_images=removed_images,
-        removed_categories=_categories_to_remove(columns),
+        removed_categories={},
         removal=np.zeros(len(image_rows), dtype=np.int8),
         sizes_hw=_sizes_hw(columns, kept_rows, image_dir),
         annotation_ids=columns.annotation_ids.copy(),
@@ -155,6 +155,7 @@ def plan_repairs(columns: CocoColumns, image_dir: Path | None) -> Repairs:
     _repair_boxes(plan)
     _remove_twins(plan)
     _renumber(plan)
+    plan.removed_categories = _categories_to_remove(columns, plan.kept)
     return plan
 
 
@@ -174,15 +175,29 @@ def _images_to_remove(columns: CocoColumns) -> dict[int, str]:
     return removed
 
 
-def _categories_to_remove(columns: CocoColumns) -> dict[int, str]:
-    """Return categories that are listed twice alike; of others none can be told to be wrong."""
+def _categories_to_remove(columns: CocoColumns, kept: np.ndarray) -> dict[int, str]:
+    """Return categories that are listed twice, and those without objects whose name is taken.
+
+    `kept` (N,) bool are the annotations that stay. Of others none can be told to be wrong.
+    """
     pairs = list(zip(columns.category_ids.tolist(), columns.category_names, strict=True))
     first: dict[tuple[int, str], int] = {}
-    return {
+    removed = {
         row: "it is listed twice"
         for row, pair in enumerate(pairs)
         if first.setdefault(pair, row) != row
     }
+    used = set(np.unique(columns.category_id_of[kept]).tolist())
+    by_name: dict[str, list[tuple[int, int]]] = {}
+    for (id_, name), row in first.items():
+        by_name.setdefault(name, []).append((id_, row))
+    naming = Naming(columns, np.empty(0, dtype=np.int64))
+    for alike in by_name.values():
+        kept_id, kept_row = next((pair for pair in alike if pair[0] in used), alike[0])
+        for id_, row in alike:
+            if id_ != kept_id and id_ not in used:
+                removed[row] = f"its name is that of {naming.category(kept_row)}; it has no objects"
+    return removed
 
 
 def _sizes_hw(columns: CocoColumns, kept_rows: np.ndarray, image_dir: Path | None) -> np.ndarray:

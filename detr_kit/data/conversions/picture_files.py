@@ -20,11 +20,16 @@ _TURNED = (5, 6, 7, 8)
 def files_below(folder: Path, suffixes: frozenset[str]) -> list[str]:
     """Return the files of a folder and its sub-folders by sorted posix paths relative to it.
 
-    Suffixes are compared in lower case. Names that start with a dot are left out.
+    Suffixes are compared in lower case. Names that start with a dot are left out. Links to folders
+    are followed, but for those that lead back to a folder around them.
     """
     found = []
     for where, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_back(Path(where, name), folder)
+        ]
         relative = Path(where).relative_to(folder)
         found += [
             (relative / name).as_posix()
@@ -32,6 +37,15 @@ def files_below(folder: Path, suffixes: frozenset[str]) -> list[str]:
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes
         ]
     return sorted(found)
+
+
+def _leads_back(path: Path, folder: Path) -> bool:
+    """Whether a path below `folder` is a link to a folder on the way to it, or around that."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    way = [parent for parent in path.parents if parent.is_relative_to(folder)]
+    return any(parent.resolve().is_relative_to(target) for parent in way)
 
 
 def upright_size_hw(path: Path) -> SizeHW:

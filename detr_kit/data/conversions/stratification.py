@@ -44,19 +44,19 @@ def stratify(
         for class_, pictures in left.items()
     }
     parts = np.full(len(classes), -1, dtype=np.int64)
+    num_left = {class_: len(pictures) for class_, pictures in left.items()}
     while left:
-        rarest = min(left, key=lambda class_: (len(left[class_]), class_))
+        rarest = min(left, key=lambda class_: (num_left[class_], class_))
         for picture in left.pop(rarest):
+            if parts[picture] >= 0:
+                continue
             part = _neediest(lacking[rarest], room, rng)
             parts[picture] = part
             room[part] -= 1
             for class_ in classes[picture]:
                 lacking[class_][part] -= 1
-        left = {
-            class_: remaining
-            for class_, pictures in left.items()
-            if (remaining := [picture for picture in pictures if parts[picture] < 0])
-        }
+                num_left[class_] -= 1
+        left = {class_: pictures for class_, pictures in left.items() if num_left[class_]}
     return parts
 
 

@@ -7,6 +7,7 @@ polygon, as fractions of the picture's width and height (https://docs.ultralytic
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,9 @@ def read_labels(path: Path, names: Mapping[int, str], size_hw: SizeHW) -> list[L
         try:
             objects.append(_parse(values, names, size_hw))
         except ValueError as error:
-            raise DetrKitError(f"{path}, line {number}: {error}") from error
+            # A file that holds something else may have very long words.
+            reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+            raise DetrKitError(f"{path}, line {number}: {reason}") from error
     return objects
 
 

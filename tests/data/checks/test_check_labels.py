@@ -76,7 +76,7 @@ class TestConsequencesAreLeftOut:
         content["annotations"][0]["area"] = 29 * 39 * 10
         assert set(found_in(content)) == {"looks_like_corners"}
 
-    def test_one_box_that_is_no_corner_speaks_for_all(self, found_in: Any) -> None:
+    def test_among_a_few_one_box_that_is_no_corner_speaks_for_all(self, found_in: Any) -> None:
         content = whole([[60, 50, 99, 79], [90, 70, 100, 80], [10, 70, 5, 5]])
         assert set(found_in(content)) == {"overshoot"}
 

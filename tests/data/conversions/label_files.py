@@ -10,6 +10,8 @@ from PIL import Image
 
 from detr_kit.images import EXIF_ORIENTATION
 
+NAMES = ("circle", "star")
+
 
 def picture(path: Path, width: int = 40, height: int = 20, orientation: int = 1) -> Path:
     """Write a black picture."""
@@ -33,3 +35,7 @@ def written(path: Path) -> dict[str, Any]:
 
 def file_names(path: Path) -> list[str]:
     return [image["file_name"] for image in written(path)["images"]]
+
+
+def category_names(path: Path) -> list[str]:
+    return [category["name"] for category in written(path)["categories"]]
