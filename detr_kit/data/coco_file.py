@@ -159,7 +159,10 @@ class CocoColumns:
     def require_well_formed(self) -> None:
         """Raise DetrKitError, naming the file, where a record was malformed."""
         if self.malformed:
-            raise DetrKitError(f"{self.path}: not a COCO annotation file: {self.malformed[0]}")
+            raise DetrKitError(
+                f"{self.path}: not a COCO annotation file: {self.malformed[0]} "
+                f"({len(self.malformed)} such in the file; `detr-kit check` lists them)"
+            )
 
 
 def read_columns(path: str | Path, *, segmentations: bool = False) -> CocoColumns:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -126,9 +127,32 @@ def compose_from_dict(values: Mapping[str, Any], source: str) -> A.Compose:
         known = error.args[0] if error.args else error
         raise DetrKitError(f"{source}: no albumentations transform or key {known!r}") from error
     except Exception as error:  # each transform has its own ways of refusing its arguments
-        raise DetrKitError(f"{source}: {one_line(error)}") from error
+        name = _refused(described)
+        raise DetrKitError(f"{source}: {name}: {_without_advertisement(error)}") from error
     _require_known_arguments(described, built, source)
     return built if isinstance(built, A.Compose) else A.Compose([built])
+
+
+def _refused(described: Mapping[str, Any]) -> str:
+    """Return the name of the innermost transform that cannot be built."""
+    inner = next((inner for inner in described.get("transforms", ()) if not _builds(inner)), None)
+    return str(described.get("__class_fullname__", "Compose")) if inner is None else _refused(inner)
+
+
+def _builds(described: Mapping[str, Any]) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            A.from_dict({"transform": described})
+    except Exception:
+        return False
+    return True
+
+
+def _without_advertisement(error: Exception) -> str:
+    """Return what pydantic says without its model's name and its link."""
+    text = re.sub(r"^\d+ validation errors? for \w+ ", "", one_line(error))
+    return re.sub(r" \[type=.*?\]( For further information visit \S+)?", "", text)
 
 
 def _require_known_arguments(described: Mapping[str, Any], built: Any, source: str) -> None:

@@ -110,7 +110,7 @@ class DetectionDataset(Dataset[Sample | Missing]):
         except ImageError as error:
             if self.on_bad_image == "leave_out":
                 return Missing((str(error),))
-            raise SampleError(str(error)) from error
+            raise SampleError(f"{error} (on_bad_image=skip goes on without it)") from error
         except DetrKitError as error:
             raise SampleError(str(error)) from error
 

@@ -38,6 +38,14 @@ def repeat_factors(annotations: CocoAnnotations, threshold: float) -> np.ndarray
     return factors
 
 
+def epoch_length(repeats: np.ndarray) -> int:
+    """Return the number of pictures in an epoch, with their repetitions.
+
+    Rounded up, so that no picture falls below its factor, and each comes at least once.
+    """
+    return math.ceil(repeats.sum() - 1e-6)
+
+
 class AspectBatchSampler(Sampler[list[SampleKey]]):
     """Batches of (epoch, index) keys of pictures with similar aspect ratios.
 
@@ -71,8 +79,7 @@ class AspectBatchSampler(Sampler[list[SampleKey]]):
         sizes = np.asarray(sizes_hw, dtype=np.float64).reshape(-1, 2)
         self.aspect_bins = np.round(np.log2(sizes[:, 0] / sizes[:, 1]) / ASPECT_BIN)
         self.repeats = repeats
-        # Rounded up, so that no picture falls below its factor, and each comes at least once.
-        self.total = len(sizes) if repeats is None else math.ceil(repeats.sum() - 1e-6)
+        self.total = len(sizes) if repeats is None else epoch_length(repeats)
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank

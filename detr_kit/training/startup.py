@@ -20,6 +20,7 @@ from detr_kit.checkpoints.report import LoadReport
 from detr_kit.checkpoints.sources import open_checkpoint
 from detr_kit.config import RunConfig
 from detr_kit.data.annotations import CocoAnnotations
+from detr_kit.data.samplers import epoch_length, repeat_factors
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.preprocess import preprocessing_from
 
@@ -147,6 +148,12 @@ def setup_rows(
         "batch": f"{batch} images a step ({config.batch_size} x {config.accumulate} accumulated x "
         f"{world_size} processes), learning rate {config.optimizer.lr:g}",
     }
+    repeats = repeat_factors(train_set, config.data.repeat_threshold)
+    if repeats is not None:
+        rows["repeats"] = (
+            f"{epoch_length(repeats)} pictures an epoch, as those of rare categories come up to "
+            f"{repeats.max(initial=1):.1f} times"
+        )
     queries = start.architecture["num_queries"]
     most = max(train_set.max_objects, val_set.max_objects)
     if most > queries:

@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader
 
 from detr_kit.boxes import cxcywh_to_xyxy
-from detr_kit.categories import CategoryTable
 from detr_kit.config import RunConfig
-from detr_kit.data.annotations import load_annotations
+from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.loading import Batch, collate, eval_loader, train_loader
+from detr_kit.data.soundness import rows_of
 from detr_kit.detections import draw_boxes
 from detr_kit.errors import DetrKitError
 from detr_kit.files import atomic_write
@@ -44,15 +44,15 @@ def show_batch(
         raise DetrKitError("epoch and batch are counted from 1")
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise DetrKitError(f"{out}: not the name of a picture file, such as batch.png")
-    loader, categories = _loader(config, split)
+    loader, annotations = _loader(config, split)
     collated = _batch(loader, epoch, batch)
-    sheet = _contact_sheet(_panels(collated, categories, config))
+    sheet = _contact_sheet(_panels(collated, annotations, config))
     with atomic_write(out) as path:
         sheet.save(path)
     return _described(collated, config)
 
 
-def _loader(config: RunConfig, split: str) -> tuple[DataLoader[Batch], CategoryTable]:
+def _loader(config: RunConfig, split: str) -> tuple[DataLoader[Batch], CocoAnnotations]:
     chosen = config.data.train if split == "train" else config.data.val
     if chosen is None:
         raise DetrKitError(f"key 'data.{split}' is missing")
@@ -61,7 +61,7 @@ def _loader(config: RunConfig, split: str) -> tuple[DataLoader[Batch], CategoryT
     config = config.model_copy(update={"data": data})
     annotations = load_annotations(chosen.annotations, on_bad_box=data.on_bad_box)
     if split == "train":
-        return train_loader(config, annotations), annotations.categories
+        return train_loader(config, annotations), annotations
     batch_size = config.evaluation.batch_size or config.batch_size
     preprocessing = preprocessing_from(config.image_size)
     loader = eval_loader(
@@ -71,7 +71,7 @@ def _loader(config: RunConfig, split: str) -> tuple[DataLoader[Batch], CategoryT
         batch_size=batch_size,
         on_bad_image="leave_out" if data.on_bad_image == "skip" else "raise",
     )
-    return loader, annotations.categories
+    return loader, annotations
 
 
 def _batch(loader: DataLoader[Batch], epoch: int, batch: int) -> Batch:
@@ -87,10 +87,11 @@ def _batch(loader: DataLoader[Batch], epoch: int, batch: int) -> Batch:
 
 
 def _panels(
-    batch: Batch, categories: CategoryTable, config: RunConfig
+    batch: Batch, annotations: CocoAnnotations, config: RunConfig
 ) -> list[tuple[str, Image.Image]]:
     """Return each picture of a batch with its caption."""
     images, targets = batch
+    categories = annotations.categories
     mean, std = config.image_size.mean, config.image_size.std
     received = images.normalized(mean, std)
     # What the model gets, read back: padding is zero after normalising, the mean colour.
@@ -98,6 +99,7 @@ def _panels(
     pixels = (floats * 255).round().clip(0, 255).astype(np.uint8)
     scale = min(1.0, _LONG_SIDE / max(pixels.shape[1:3]))
     ends = np.cumsum(targets.counts)
+    places = rows_of(np.array(images.image_ids, dtype=np.int64), annotations.image_ids)
     panels = []
     for row, (height, width) in enumerate(images.sizes_hw):
         objects = slice(ends[row] - targets.counts[row], ends[row])
@@ -111,7 +113,8 @@ def _panels(
             [categories.names[label] for label in labels],
             [categories.ids[label] for label in labels],
         )
-        caption = f"id {images.image_ids[row]}: {width} x {height}, {len(labels)} objects"
+        name = annotations.file_names[places[row]]
+        caption = f"{name} (id {images.image_ids[row]}): {width} x {height}, {len(labels)} objects"
         panels.append((caption, canvas))
     return panels
 

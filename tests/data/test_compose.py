@@ -161,7 +161,17 @@ class TestFromDict:
                 {"__class_fullname__": "HorizontalFlip", "p": 1.0, "strength": 3},
                 "HorizontalFlip has no argument 'strength'",
             ),
-            ({"__class_fullname__": "RandomCrop", "p": 1.0, "height": "much"}, "height"),
+            (
+                {
+                    "__class_fullname__": "Compose",
+                    "transforms": [
+                        {"__class_fullname__": "HorizontalFlip"},
+                        {"__class_fullname__": "RandomGamma", "p": 7.0},
+                    ],
+                },
+                "RandomGamma: p Input should be less than or equal to 1$",
+            ),
+            ({"__class_fullname__": "RandomCrop", "p": 1.0, "height": "much"}, "RandomCrop: .*"),
             ({"__class_fullname__": "os.system", "p": 1.0}, "key 'system'|key 'os.system'"),
             ({"transform": "HorizontalFlip"}, "mapping"),
             ({}, "__class_fullname__"),
