@@ -37,14 +37,16 @@ def main() -> None:
     """Run a command; an error a user can mend is one line on stderr and exit status 1."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments  # accepted anywhere, not only before the command
-    warnings.showwarning = _show_warning
-    try:
-        app(args=[argument for argument in arguments if argument != "--debug"])
-    except (DetrKitError, OSError) as error:
-        if debug:
-            raise
-        print(f"detr-kit: {error}", file=sys.stderr)
-        sys.exit(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DetrKitWarning)
+        warnings.showwarning = _show_warning
+        try:
+            app(args=[argument for argument in arguments if argument != "--debug"])
+        except (DetrKitError, OSError) as error:
+            if debug:
+                raise
+            print(f"detr-kit: {error}", file=sys.stderr)
+            sys.exit(1)
 
 
 def _show_warning(
