@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
+from torch.utils.data import DataLoader
 
 from detr_kit.categories import CategoryTable
-from detr_kit.data.annotations import load_annotations
+from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.dataset import warn_of_skipped
 from detr_kit.data.loading import eval_loader, noting_skipped
+from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import evaluate_results
 from detr_kit.evaluation.metrics import CocoMetrics
@@ -67,6 +69,16 @@ def evaluate(
         num_workers=num_workers,
         on_bad_image="leave_out" if on_bad_image == "skip" else "raise",
     )
+    found = _found(detector, loader, loaded)
+    if results_path is not None:
+        write_results(results_path, found)
+    return evaluate_results(found, annotations)
+
+
+def _found(
+    detector: Evaluated, loader: DataLoader[Any], loaded: CocoAnnotations
+) -> dict[int, Detections]:
+    """Return by image id what the detector finds of the categories that the file has."""
     skipped: list[str] = []
     predictions = predict_batches(
         detector.model,
@@ -89,9 +101,7 @@ def evaluate(
         )
     }
     warn_of_skipped(skipped)
-    if results_path is not None:
-        write_results(results_path, found)
-    return evaluate_results(found, annotations)
+    return found
 
 
 def require_known(file_table: CategoryTable, own_table: CategoryTable, file_name: str) -> None:
