@@ -32,6 +32,10 @@ def import_command(
         bool,
         typer.Option(help="VOC: AP ignores difficult objects, and training leaves them out."),
     ] = True,
+    on_bad_box: Annotated[
+        Literal["raise", "skip"],
+        typer.Option(help="Stop at boxes without a side or outside, or leave them out and count."),
+    ] = "raise",
 ) -> None:
     """Make a COCO json of YOLO or Pascal VOC labels."""
     from detr_kit.data.conversions.formats import import_labels
@@ -44,19 +48,26 @@ def import_command(
         names=names,
         split=split,
         difficult_as_crowd=difficult_as_crowd,
+        on_bad_box=on_bad_box,
     )
     typer.echo(report)
 
 
 def export_labels_command(
     annotations: Annotations,
-    out: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    out: Annotated[Path, typer.Argument(help="New or empty, or an export to add --split to.")],
     label_format: Annotated[Literal["yolo", "voc"], typer.Option("--format")],
     images: Annotated[
         Path | None,
         typer.Option(help="Folder of the pictures; OUT gets links to them."),
     ] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the pictures instead.")] = False,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="What the json is, such as train; call again for val, into the same OUT."
+        ),
+    ] = None,
     on_bad_box: Annotated[
         Literal["raise", "skip"],
         typer.Option(help="Stop at a box without a side, or leave it out and count it."),
@@ -67,7 +78,13 @@ def export_labels_command(
 
     typer.echo(
         export_labels(
-            annotations, out, label_format, images=images, copy=copy, on_bad_box=on_bad_box
+            annotations,
+            out,
+            label_format,
+            images=images,
+            copy=copy,
+            split=split,
+            on_bad_box=on_bad_box,
         )
     )
 
@@ -115,7 +132,10 @@ def merge_command(
 def subset_command(
     annotations: Annotations,
     out: Annotated[Path, typer.Argument(metavar="OUT.json", help="COCO-format json to write.")],
-    classes: Annotated[str, typer.Option(help="Names with commas between them: person,car")],
+    classes: Annotated[
+        list[str],
+        typer.Option(help="A name, or several with commas between them; may be repeated."),
+    ],
     keep_empty: Annotated[
         bool,
         typer.Option("--keep-empty", help="Keep pictures that have none of the classes."),
@@ -124,8 +144,7 @@ def subset_command(
     """Write the part of a COCO json that has certain classes."""
     from detr_kit.data.conversions.subsets import subset
 
-    names = [name.strip() for name in classes.split(",") if name.strip()]
-    typer.echo(subset(annotations, out, names, keep_empty=keep_empty))
+    typer.echo(subset(annotations, out, classes, keep_empty=keep_empty))
 
 
 def register(app: typer.Typer) -> None:

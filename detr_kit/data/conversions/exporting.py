@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from detr_kit.checkpoints.listing import listed
 from detr_kit.data.box_faults import clip_boxes
 from detr_kit.data.conversions.documents import CocoDocument, read_document
 from detr_kit.data.conversions.picture_files import place_picture
 from detr_kit.data.soundness import OnBadBox, require_boxes, require_images
 from detr_kit.errors import DetrKitError
-from detr_kit.files import atomic_folder
+from detr_kit.files import atomic_folder, recover_folder
 from detr_kit.sizes import SizeHW
 
 
@@ -99,28 +102,64 @@ def label_files(given: ExportInput, label_of: Callable[[str], Path]) -> list[Pat
     return list(owners)
 
 
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder that becomes `out` unless the block raises.
+def require_same_names(path: Path, known: Sequence[str], names: Sequence[str]) -> None:
+    """Raise where the classes of an export, named in `path`, are not those to be added."""
+    if list(known) != list(names):
+        raise DetrKitError(
+            f"{path}: its classes are {listed(known)}, not {listed(names)} in this order"
+        )
 
-    Raises DetrKitError where `out` is a file or holds something, or cannot be written.
+
+def recover_export(out: Path) -> None:
+    """Put back an export that was to get a further split when the process ended."""
+    with suppress(NotADirectoryError):  # the error that names `out` comes where it is written
+        recover_folder(out.resolve())
+
+
+@contextmanager
+def export_folder(out: Path, *, adding: bool) -> Iterator[Path]:
+    """Yield a folder that becomes `out` unless the block raises; it is empty unless `adding`.
+
+    Then it holds the files of `out`, which may be the same ones on the disk: replace them, do not
+    write into them. Raises DetrKitError where `out` is a file or holds something that is not to be
+    added to, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not adding and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DetrKitError(f"{out}: it exists; name a folder that is new or empty")
     try:
-        with atomic_folder(out) as temporary:
+        # Of a link, the folder behind it: the link itself cannot be swapped.
+        with atomic_folder(out.resolve()) as temporary:
+            if adding:
+                shutil.copytree(
+                    out, temporary, symlinks=True, copy_function=_link_or_copy, dirs_exist_ok=True
+                )
             yield temporary
     except OSError as error:
         raise DetrKitError(f"{out}: cannot write the labels: {error}") from error
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def place_pictures(given: ExportInput, images: str | Path | None, out: Path, *, copy: bool) -> int:
     """Link or copy the pictures into `out` where their folder is given; return how many."""
     if images is None:
         if copy:
-            raise DetrKitError("copying pictures needs images, the folder that they are in")
+            raise DetrKitError(
+                "copying pictures needs images (--images), the folder that they are in"
+            )
         return 0
     names = [image.file_name for image in given.images]
+    missing = [name for name in names if not (Path(images) / name).is_file()]
+    if missing:
+        raise DetrKitError(
+            f"{Path(images) / missing[0]}: no such image file ({len(missing)} of {len(names)} are "
+            "missing; detr-kit check names them)"
+        )
     for name in names:
         place_picture(Path(images) / name, out / name, copy=copy)
     return len(names)

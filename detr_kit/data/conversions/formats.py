@@ -8,7 +8,8 @@ from typing import Literal
 from detr_kit.data.conversions.class_names import YAML_SUFFIXES, Names
 from detr_kit.data.conversions.picture_files import files_below
 from detr_kit.data.conversions.reports import ExportReport, ImportReport
-from detr_kit.data.conversions.voc import export_voc, import_voc
+from detr_kit.data.conversions.voc import import_voc
+from detr_kit.data.conversions.voc_export import export_voc
 from detr_kit.data.conversions.yolo import export_yolo, import_yolo
 from detr_kit.data.conversions.yolo_layout import YAML_NAMES
 from detr_kit.data.soundness import OnBadBox
@@ -26,13 +27,16 @@ def import_labels(
     names: Names | None = None,
     split: str | None = None,
     difficult_as_crowd: bool = True,
+    on_bad_box: OnBadBox = "raise",
 ) -> ImportReport:
     """Write a COCO json of YOLO or VOC labels; see `import_yolo` and `import_voc`.
 
     Raises DetrKitError where the format is not given and cannot be told.
     """
     if (label_format or detect_format(source)) == "yolo":
-        return import_yolo(source, out, images=images, names=names, split=split)
+        return import_yolo(
+            source, out, images=images, names=names, split=split, on_bad_box=on_bad_box
+        )
     return import_voc(
         source,
         out,
@@ -40,6 +44,7 @@ def import_labels(
         names=names,
         split=split,
         difficult_as_crowd=difficult_as_crowd,
+        on_bad_box=on_bad_box,
     )
 
 
@@ -49,7 +54,10 @@ def detect_format(source: str | Path) -> LabelFormat:
     if source.suffix.lower() in YAML_SUFFIXES:
         return "yolo"
     if not source.is_dir():
-        raise DetrKitError(f"{source}: expected a folder of labels or a data.yaml")
+        reason = (
+            "expected a folder of labels or a data.yaml" if source.exists() else "no such folder"
+        )
+        raise DetrKitError(f"{source}: {reason}")
     if (source / "Annotations").is_dir():
         return "voc"
     if (source / "labels").is_dir() or any((source / name).is_file() for name in YAML_NAMES):
@@ -57,7 +65,7 @@ def detect_format(source: str | Path) -> LabelFormat:
     found = {Path(name).suffix for name in files_below(source, frozenset({".xml", ".txt"}))}
     if len(found) != 1:
         what = "both .txt and .xml files" if found else "neither .txt nor .xml files"
-        raise DetrKitError(f"{source}: it holds {what}; say which format it is, yolo or voc")
+        raise DetrKitError(f"{source}: it holds {what}; say the format (--format), yolo or voc")
     return "voc" if ".xml" in found else "yolo"
 
 
@@ -68,8 +76,9 @@ def export_labels(
     *,
     images: str | Path | None = None,
     copy: bool = False,
+    split: str | None = None,
     on_bad_box: OnBadBox = "raise",
 ) -> ExportReport:
     """Write a COCO json as YOLO or VOC labels; see `export_yolo` and `export_voc`."""
     export = export_yolo if label_format == "yolo" else export_voc
-    return export(annotations, out, images=images, copy=copy, on_bad_box=on_bad_box)
+    return export(annotations, out, images=images, copy=copy, split=split, on_bad_box=on_bad_box)

@@ -155,7 +155,7 @@ class _Merger:
             if other is not document:
                 raise DetrKitError(
                     f"{document.path}: the file name {file_name!r} is in {other.path} too; give "
-                    "each source a prefix"
+                    "each source a prefix (--prefix)"
                 )
             if prefix and not stays_inside(file_name):
                 raise DetrKitError(

@@ -69,10 +69,8 @@ def upright_size_hw(path: Path) -> SizeHW:
 def place_picture(picture: Path, target: Path, *, copy: bool) -> None:
     """Make `target` a link to a picture, or a copy.
 
-    Raises DetrKitError for a picture that does not exist and where links cannot be made.
+    Raises DetrKitError where links cannot be made.
     """
-    if not picture.is_file():
-        raise DetrKitError(f"{picture}: no such image file")
     target.parent.mkdir(parents=True, exist_ok=True)
     if copy:
         shutil.copyfile(picture, target)
@@ -81,5 +79,5 @@ def place_picture(picture: Path, target: Path, *, copy: bool) -> None:
         target.symlink_to(picture.resolve())
     except OSError as error:
         raise DetrKitError(
-            f"{picture}: cannot link to the file: {error.strerror}; ask for copies instead"
+            f"{picture}: cannot link to the file: {error.strerror}; ask for copies (--copy)"
         ) from error

@@ -13,7 +13,7 @@ class ImportReport:
     `images` is the folder that its file names start from. `num_empty` pictures have no object,
     `num_clipped` boxes overshot the border and were cut, `num_crowd` objects are crowd regions,
     `num_unmatched` files of labels had no picture, or pictures no file of labels where each needs
-    one; they are not in the json.
+    one; they are not in the json. `num_skipped` objects were left out for their bad boxes.
     """
 
     out: Path
@@ -25,6 +25,7 @@ class ImportReport:
     num_clipped: int
     num_crowd: int = 0
     num_unmatched: int = 0
+    num_skipped: int = 0
 
     def __str__(self) -> str:
         counts = f"{self.num_images} pictures ({self.num_empty} without objects)"
@@ -32,6 +33,7 @@ class ImportReport:
         further = (
             (self.num_crowd, "difficult"),
             (self.num_clipped, "clipped to their pictures"),
+            (self.num_skipped, "bad boxes left out"),
             (self.num_unmatched, "files without a partner left out"),
         )
         text += "".join(f", {count} {what}" for count, what in further if count)
@@ -82,6 +84,30 @@ class FileReport:
         return (
             f"{self.out}: {self.num_images} pictures, {self.num_objects} annotations, "
             f"{self.num_categories} categories"
+        )
+
+
+@dataclass(frozen=True)
+class PartReport(FileReport):
+    """One file of a split, which was to have the share `fraction` of the pictures of every class.
+
+    Of the classes `class_name` is furthest off: `num_class_images` of its `num_class_images_in_all`
+    pictures are here. It is None where no picture has an object.
+    """
+
+    fraction: float
+    class_name: str | None
+    num_class_images: int
+    num_class_images_in_all: int
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if self.class_name is None:
+            return text
+        share = self.num_class_images / self.num_class_images_in_all
+        return (
+            f"{text}; furthest from its share of {self.fraction:.1%}: {self.class_name!r} with "
+            f"{self.num_class_images} of {self.num_class_images_in_all} pictures ({share:.1%})"
         )
 
 

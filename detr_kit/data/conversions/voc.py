@@ -1,4 +1,4 @@
-"""Pascal VOC folders to a COCO json and back.
+"""Pascal VOC folders to a COCO json.
 
 `Annotations/*.xml`, `JPEGImages/` and `ImageSets/Main/SPLIT.txt`, or xml files in any folder.
 """
@@ -10,35 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
+from detr_kit.data.conversions.bad_boxes import require_no_bad_boxes
 from detr_kit.data.conversions.class_names import Names, names_by_index, read_lines
 from detr_kit.data.conversions.documents import (
     require_not_among,
     unknown_class,
     write_documents,
 )
-from detr_kit.data.conversions.exporting import (
-    ExportInput,
-    ImageObjects,
-    label_files,
-    new_folder,
-    place_pictures,
-    read_for_export,
-)
 from detr_kit.data.conversions.picture_files import IMAGE_SUFFIXES, files_below, upright_size_hw
-from detr_kit.data.conversions.reports import ExportReport, ImportReport
+from detr_kit.data.conversions.reports import ImportReport
 from detr_kit.data.conversions.voc_xml import (
-    FLAGS,
     VocAnnotation,
     VocObject,
     read_voc,
-    voc_text,
 )
 from detr_kit.data.soundness import OnBadBox
 from detr_kit.errors import DetrKitError
-from detr_kit.sizes import SizeHW
 
 # The classes of the challenges of 2007 to 2012 in their order.
 VOC_NAMES = (
@@ -46,7 +35,8 @@ VOC_NAMES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-_CLASSES = "classes.txt"
+CLASSES = "classes.txt"
+PICTURES = "JPEGImages"
 
 
 @dataclass(frozen=True)
@@ -64,6 +54,7 @@ def import_voc(
     names: Names | None = None,
     split: str | None = None,
     difficult_as_crowd: bool = True,
+    on_bad_box: OnBadBox = "raise",
 ) -> ImportReport:
     """Write the COCO json `out` of a VOC folder, or of a folder of its xml files.
 
@@ -75,9 +66,11 @@ def import_voc(
     Boxes go from xmin to xmax, pixels counted from 1: x = xmin - 1, width = xmax - xmin + 1. Boxes
     that overshoot the border are cut. Difficult objects are crowd regions, which AP ignores and
     training leaves out, unless `difficult_as_crowd` is False; `difficult`, `truncated` and
-    `occluded` are kept in the records.
+    `occluded` are kept in the records. Objects whose box has no pixel, lies outside or is not
+    finite are left out and counted with `on_bad_box="skip"`.
 
-    Raises DetrKitError for what is missing, and naming file and object for what is malformed.
+    Raises DetrKitError for what is missing, and naming file and object for what is malformed or
+    has a bad box.
     """
     source, out = Path(source), Path(out)
     require_not_among([out], [source])
@@ -91,6 +84,7 @@ def import_voc(
     builder = _CocoBuilder(folders, classes, _by_stem(pictures), difficult_as_crowd)
     for name in wanted:
         builder.add(name)
+    require_no_bad_boxes(builder.bad_objects, "objects", on_bad_box)
     write_documents({out: builder.content()})
     return ImportReport(
         out=out,
@@ -102,6 +96,7 @@ def import_voc(
         num_clipped=builder.num_clipped,
         num_crowd=sum(one["iscrowd"] for one in builder.annotations),
         num_unmatched=0 if split else len({*pictures} - {*builder.used}),
+        num_skipped=len(builder.bad_objects),
     )
 
 
@@ -111,7 +106,7 @@ def _find_folders(source: Path, images: Path | None) -> _Folders:
             raise DetrKitError(f"{folder}: no such folder")
     annotations = source / "Annotations" if (source / "Annotations").is_dir() else source
     root = source.absolute().parent if source.name == "Annotations" else source
-    usual = [root / name for name in ("JPEGImages", "images") if (root / name).is_dir()]
+    usual = [root / name for name in (PICTURES, "images") if (root / name).is_dir()]
     return _Folders(annotations, images or (usual or [source])[0], root / "ImageSets" / "Main")
 
 
@@ -135,13 +130,15 @@ def _of_split(folder: Path, split: str | None, files: Sequence[str]) -> list[str
 
 
 def _classes(source: Path, names: Names | None, folder: Path, files: Iterable[str]) -> list[str]:
-    if names is None and (source / _CLASSES).is_file():
-        names = source / _CLASSES
+    if names is None and (source / CLASSES).is_file():
+        names = source / CLASSES
     if names is not None:
         return list(names_by_index(names, source).values())
     found = {one.name for file in files for one in read_voc(folder / file).objects}
     if not found:
-        raise DetrKitError(f"{source}: no object in any xml file; give names of the classes")
+        raise DetrKitError(
+            f"{source}: no object in any xml file; give names of the classes (--names)"
+        )
     return list(VOC_NAMES) if found <= {*VOC_NAMES} else sorted(found)
 
 
@@ -171,6 +168,7 @@ class _CocoBuilder:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.used: list[str] = []
+        self.bad_objects: list[str] = []
         self.num_clipped = 0
 
     def add(self, xml_name: str) -> None:
@@ -184,10 +182,15 @@ class _CocoBuilder:
         for number, one in enumerate(found.objects, 1):
             if one.name not in self.id_of:
                 raise unknown_class(one.name, self.classes, path)
-            box_xyxy = self._inside(one.box_xyxy, (height, width))
-            if box_xyxy is None:
-                raise DetrKitError(f"{path}: object {number}: the box lies outside its image")
-            self.annotations.append(self._annotation(image_id, one, box_xyxy))
+            inside_xyxy = one.box_xyxy.clip(0, [width, height, width, height])
+            fault = one.fault
+            if fault is None and (inside_xyxy[2:] <= inside_xyxy[:2]).any():
+                fault = "the box lies outside its image"
+            if fault is not None:
+                self.bad_objects.append(f"{path}: object {number}: {fault}")
+                continue
+            self.num_clipped += bool((inside_xyxy != one.box_xyxy).any())
+            self.annotations.append(self._annotation(image_id, one, inside_xyxy))
 
     def _picture(self, path: Path, xml_name: str, found: VocAnnotation) -> str:
         """Return the picture's file name.
@@ -205,13 +208,8 @@ class _CocoBuilder:
             return given
         raise DetrKitError(
             f"{path}: its picture is not in {self.folders.images}: neither "
-            f"{stem.as_posix()}.* nor {given!r}"
+            f"{stem.as_posix()}.* nor {given!r}; name its folder with images (--images)"
         )
-
-    def _inside(self, box_xyxy: np.ndarray, size_hw: SizeHW) -> np.ndarray | None:
-        inside_xyxy = box_xyxy.clip(0, [*size_hw[::-1], *size_hw[::-1]])
-        self.num_clipped += bool((inside_xyxy != box_xyxy).any())
-        return inside_xyxy if (inside_xyxy[2:] > inside_xyxy[:2]).all() else None
 
     def _annotation(self, image_id: int, one: VocObject, box_xyxy: np.ndarray) -> dict[str, Any]:
         x, y = box_xyxy[:2].tolist()
@@ -233,78 +231,3 @@ class _CocoBuilder:
             "annotations": self.annotations,
             "categories": categories,
         }
-
-
-class _Flags(msgspec.Struct, gc=False):
-    difficult: Any = None
-    truncated: Any = None
-    occluded: Any = None
-
-
-def export_voc(
-    annotations: str | Path,
-    out: str | Path,
-    *,
-    images: str | Path | None = None,
-    copy: bool = False,
-    split: str | None = None,
-    on_bad_box: OnBadBox = "raise",
-) -> ExportReport:
-    """Write the VOC folder `out`, all of it or nothing.
-
-    `Annotations/*.xml`, the list `ImageSets/Main/SPLIT.txt` (by default called like the json),
-    classes.txt with the names in the order of their ids and, with `images`, the folder of the
-    pictures, links to these in `JPEGImages/`, or copies with `copy=True`. Sub-folders are kept.
-
-    Boxes are clipped to their pictures and rounded to whole pixels, at least one. Crowd regions are
-    written as difficult objects, and left out where they have no box; `difficult`, `truncated` and
-    `occluded` of the records are written. Polygons are left out.
-
-    Raises DetrKitError where `out` holds something, a picture is missing, a box is bad (see
-    `load_annotations`), two pictures would have the same xml file, or a name does not fit in one.
-    """
-    annotations, out = Path(annotations), Path(out)
-    given = read_for_export(annotations, on_bad_box)
-    labels = label_files(given, lambda name: Path("Annotations", name).with_suffix(".xml"))
-    with new_folder(out) as folder:
-        for image, label in zip(given.images, labels, strict=True):
-            (folder / label).parent.mkdir(parents=True, exist_ok=True)
-            objects = _voc_objects(given, image)
-            text = voc_text(Path(image.file_name).name, image.size_hw, objects)
-            (folder / label).write_bytes(text)
-        stems = [Path(image.file_name).with_suffix("").as_posix() for image in given.images]
-        _write_lines(folder / "ImageSets" / "Main" / f"{split or annotations.stem}.txt", stems)
-        _write_lines(folder / _CLASSES, given.document.table.names)
-        num_pictures = place_pictures(given, images, folder / "JPEGImages", copy=copy)
-    single = given.document.single
-    num_written = sum(int(image.iscrowd.sum()) for image in given.images)
-    return ExportReport(
-        out=out,
-        num_images=len(labels),
-        num_objects=sum(len(image.rows) for image in given.images),
-        num_categories=len(given.document.table),
-        num_crowd=int((~single).sum()) - num_written,
-        num_clipped=given.num_clipped,
-        num_skipped=given.num_skipped,
-        num_pictures=num_pictures,
-    )
-
-
-def _voc_objects(given: ExportInput, image: ImageObjects) -> tuple[VocObject, ...]:
-    names = given.document.table.names
-    records = given.document.records.annotations
-    objects = []
-    for row, label, box_xyxy, iscrowd in zip(
-        image.rows, image.labels, image.boxes_xyxy, image.iscrowd, strict=True
-    ):
-        stated = msgspec.structs.asdict(msgspec.json.decode(records[row], type=_Flags))
-        flags = {tag: int(bool(stated[tag])) for tag in FLAGS if stated[tag] is not None}
-        if iscrowd:
-            flags = {**flags, "difficult": 1}
-        objects.append(VocObject(names[label], box_xyxy, flags))
-    return tuple(objects)
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

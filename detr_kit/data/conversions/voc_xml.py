@@ -6,7 +6,6 @@ Winn, The PASCAL Visual Object Classes Challenge Development Kit).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,15 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True)
 class VocObject:
-    """`box_xyxy` (4,) float64 in pixels from 0, the right and lower side beyond the last pixel."""
+    """`box_xyxy` (4,) float64 in pixels from 0, the right and lower side beyond the last pixel.
+
+    `fault` says why the box cannot be used, where it has no pixel or is not finite.
+    """
 
     name: str
     box_xyxy: np.ndarray
     flags: Mapping[str, int]
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def read_voc(path: Path) -> VocAnnotation:
     """Read an annotation file.
 
     Raises DetrKitError, naming file and object, where it is no xml, has a document type, or an
-    object has no name or no box with sides.
+    object has no name or no box of four numbers.
     """
     root = _parse(path)
     if root.tag != "annotation":
@@ -113,22 +116,20 @@ def _object(element: ElementTree.Element) -> VocObject:
         raise ValueError("it has no <bndbox>")
     values = [_coordinate(box, side) for side in _SIDES]
     box_xyxy = np.array(values) - [1, 1, 0, 0]
-    if (box_xyxy[2:] <= box_xyxy[:2]).any():
-        raise ValueError(f"the box {dict(zip(_SIDES, values, strict=True))} has no pixel")
+    fault = None
+    if not (box_xyxy[2:] > box_xyxy[:2]).all() or not np.isfinite(box_xyxy).all():
+        fault = f"the box {dict(zip(_SIDES, values, strict=True))} has no pixel"
     texts = {tag: _text(element, tag).lower() for tag in FLAGS}
     flags = {tag: int(text in ("1", "true")) for tag, text in texts.items() if text}
-    return VocObject(name, box_xyxy, flags)
+    return VocObject(name, box_xyxy, flags, fault)
 
 
 def _coordinate(box: ElementTree.Element, side: str) -> float:
     text = _text(box, side)
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"<{side}> must be a number, got {text!r}")
-    return value
+        raise ValueError(f"<{side}> must be a number, got {text!r}") from None
 
 
 def voc_text(file_name: str, size_hw: SizeHW, objects: tuple[VocObject, ...]) -> bytes:

@@ -14,22 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from detr_kit.data.conversions.bad_boxes import BadBoxError, require_no_bad_boxes
 from detr_kit.data.conversions.class_names import Names, read_lines
 from detr_kit.data.conversions.documents import require_not_among, write_documents
 from detr_kit.data.conversions.exporting import (
     ImageObjects,
+    export_folder,
     label_files,
-    new_folder,
     place_pictures,
     read_for_export,
+    recover_export,
 )
 from detr_kit.data.conversions.picture_files import upright_size_hw
 from detr_kit.data.conversions.reports import ExportReport, ImportReport
+from detr_kit.data.conversions.yolo_data_yaml import DATA_YAML, data_yaml, split_entries
 from detr_kit.data.conversions.yolo_layout import find_layout, label_path
 from detr_kit.data.soundness import OnBadBox
 from detr_kit.errors import DetrKitError
+from detr_kit.files import atomic_write
 from detr_kit.sizes import SizeHW
 
 # Of a picture's side: tools that round or clip carelessly pass the border by less.
@@ -60,6 +63,7 @@ def import_yolo(
     images: str | Path | None = None,
     names: Names | None = None,
     split: str | None = None,
+    on_bad_box: OnBadBox = "raise",
 ) -> ImportReport:
     """Write the COCO json `out` of YOLO labels.
 
@@ -71,8 +75,11 @@ def import_yolo(
     Category ids are the class indices. Sizes are those of the pictures with their EXIF orientation
     applied. Pictures without a label file, or with an empty one, have no objects. Boxes are
     rounded to 0.001 pixels and cut at the border, which they may pass by a hundredth of the side.
+    Lines whose box has no side, lies outside or is not finite are left out and counted with
+    `on_bad_box="skip"`.
 
-    Raises DetrKitError for what is missing, and naming file and line for a line that is no label.
+    Raises DetrKitError for what is missing, and naming file and line for a line that is no label
+    or has a bad box.
     """
     source, out = Path(source), Path(out)
     names = Path(names) if isinstance(names, str) else names
@@ -80,13 +87,16 @@ def import_yolo(
     layout = find_layout(source, None if images is None else Path(images), names, split)
     image_records: list[dict[str, Any]] = []
     objects: list[tuple[int, LabelledObject]] = []
+    bad_lines: list[str] = []
     for image_id, (picture, label) in enumerate(layout.pairs, 1):
         height, width = upright_size_hw(picture)
         name = _file_name(picture, layout.images)
         image_records.append({"id": image_id, "file_name": name, "width": width, "height": height})
         if label is not None:
-            found = read_labels(label, layout.names, (height, width))
+            found, bad = read_labels(label, layout.names, (height, width))
             objects += [(image_id, one) for one in found]
+            bad_lines += bad
+    require_no_bad_boxes(bad_lines, "lines", on_bad_box)
     annotations = [
         _annotation(number, image_id, one) for number, (image_id, one) in enumerate(objects, 1)
     ]
@@ -102,6 +112,7 @@ def import_yolo(
         num_categories=len(categories),
         num_clipped=sum(one.clipped for _, one in objects),
         num_unmatched=layout.num_unmatched,
+        num_skipped=len(bad_lines),
     )
 
 
@@ -112,24 +123,34 @@ def _file_name(picture: Path, images: Path) -> str:
     return relative.as_posix()
 
 
-def read_labels(path: Path, names: Mapping[int, str], size_hw: SizeHW) -> list[LabelledObject]:
-    """Return the objects of a label file; raises DetrKitError naming the line."""
-    objects = []
+def read_labels(
+    path: Path, names: Mapping[int, str], size_hw: SizeHW
+) -> tuple[list[LabelledObject], list[str]]:
+    """Return the objects of a label file, and what is wrong in lines with a bad box.
+
+    Raises DetrKitError naming the line where one is no label.
+    """
+    objects, bad = [], []
     for number, line in enumerate(read_lines(path), 1):
         values = line.split()
         if not values:
             continue
         try:
             objects.append(_parse(values, names, size_hw))
+        except BadBoxError as error:
+            bad.append(f"{path}, line {number}: {error}")
         except ValueError as error:
             # A file that holds something else may have very long words.
             reason = textwrap.shorten(str(error), 200, placeholder=" ...")
             raise DetrKitError(f"{path}, line {number}: {reason}") from error
-    return objects
+    return objects, bad
 
 
 def _parse(values: list[str], names: Mapping[int, str], size_hw: SizeHW) -> LabelledObject:
-    """Return the object; raises ValueError with the reason where the values are none."""
+    """Return the object; raises ValueError with the reason where the values are none.
+
+    That is a BadBoxError where they are of the right form.
+    """
     if len(values) == 6:
         raise ValueError(
             "6 values, where a box has 5 (class cx cy w h); a sixth is the score of a prediction"
@@ -141,11 +162,11 @@ def _parse(values: list[str], names: Mapping[int, str], size_hw: SizeHW) -> Labe
     class_index = _class_index(values[0], names)
     numbers = np.array([float(value) for value in values[1:]])
     if not np.isfinite(numbers).all():
-        raise ValueError("a number is not finite")
+        raise BadBoxError("a number is not finite")
     low, high = -BORDER_TOLERANCE, 1 + BORDER_TOLERANCE
     if numbers.min() < low or numbers.max() > high:
         outside = numbers[(numbers < low) | (numbers > high)][0]
-        raise ValueError(f"{outside:g} is no fraction of the picture's side, from 0 to 1")
+        raise BadBoxError(f"{outside:g} is no fraction of the picture's side, from 0 to 1")
     if len(numbers) == 4:
         corners = np.array([numbers[:2] - numbers[2:] / 2, numbers[:2] + numbers[2:] / 2])
         box_xyxy, clipped = _in_pixels(corners, size_hw)
@@ -178,7 +199,7 @@ def _in_pixels(points: np.ndarray, size_hw: SizeHW) -> tuple[np.ndarray, bool]:
 
 def _with_sides(box_xyxy: np.ndarray) -> np.ndarray:
     if (box_xyxy[2:] <= box_xyxy[:2]).any():
-        raise ValueError("the object has no width or no height inside the picture")
+        raise BadBoxError("the object has no width or no height inside the picture")
     return box_xyxy
 
 
@@ -211,6 +232,7 @@ def export_yolo(
     *,
     images: str | Path | None = None,
     copy: bool = False,
+    split: str | None = None,
     on_bad_box: OnBadBox = "raise",
 ) -> ExportReport:
     """Write the folder `out` with `labels/*.txt` and a data.yaml, all of it or nothing.
@@ -220,25 +242,29 @@ def export_yolo(
     Sub-folders are kept. Boxes are clipped to their pictures; crowd regions, which YOLO has not,
     are left out, and so are polygons.
 
-    Raises DetrKitError where `out` holds something, a picture is missing, a box is bad (see
+    `split`, one of train, val and test, goes to `images/SPLIT` and `labels/SPLIT`, and `out` may be
+    an export of other splits with the same classes. Without it, data.yaml has the same pictures as
+    train and val, for Ultralytics wants both.
+
+    Raises DetrKitError where `out` holds something else, a picture is missing, a box is bad (see
     `load_annotations`), or two pictures would have the same label file.
     """
     out = Path(out)
     given = read_for_export(Path(annotations), on_bad_box)
-    labels = label_files(given, lambda name: label_path(Path("images", name)))
-    with new_folder(out) as folder:
+    names = given.document.table.names
+    place = Path("images", split) if split else Path("images")
+    labels = label_files(given, lambda name: label_path(place / name))
+    recover_export(out)
+    entries = split_entries(out, split, names)
+    with export_folder(out, adding=bool(entries)) as folder:
         for image, label in zip(given.images, labels, strict=True):
             (folder / label).parent.mkdir(parents=True, exist_ok=True)
             lines = "".join(f"{line}\n" for line in _lines(image))
             (folder / label).write_text(lines, encoding="utf-8")
-        names = given.document.table.names
-        text = yaml.safe_dump(
-            {"train": "images", "names": dict(enumerate(names))},
-            sort_keys=False,
-            allow_unicode=True,
-        )
-        (folder / "data.yaml").write_text(text, encoding="utf-8")
-        num_pictures = place_pictures(given, images, folder / "images", copy=copy)
+        text = data_yaml({**entries, split: place.as_posix()} if split else {}, names)
+        with atomic_write(folder / DATA_YAML) as path:
+            path.write_text(text, encoding="utf-8")
+        num_pictures = place_pictures(given, images, folder / place, copy=copy)
     return ExportReport(
         out=out,
         num_images=len(labels),

@@ -26,7 +26,7 @@ from detr_kit.data.conversions.picture_files import IMAGE_SUFFIXES, files_below
 from detr_kit.errors import DetrKitError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def _of_folder(
     if images is not None:
         if split is not None:
             raise DetrKitError(
-                f"split {split!r}: name the split's own folders of labels and images"
+                f"split {split!r}: name the split's own folders of labels and pictures (--images), "
+                "not the split (--split)"
             )
         root = source / "labels" if (source / "labels").is_dir() else source
         pictures = _pictures_in(images)
@@ -120,7 +121,9 @@ def _picture_folder(source: Path, split: str | None) -> Path:
         if place.is_dir() and files_below(place, IMAGE_SUFFIXES):
             return place
     tried = ", ".join(str(place) for place in dict.fromkeys(places))
-    raise DetrKitError(f"{source}: no pictures in {tried}; name their folder with images")
+    raise DetrKitError(
+        f"{source}: no pictures in {tried}; name their folder with images (--images)"
+    )
 
 
 def _parallel_images(labels: Path) -> Path:
@@ -155,10 +158,11 @@ def _of_yaml(path: Path, images: Path | None, names: Names | None, split: str | 
     values = read_yaml(path)
     if "kpt_shape" in values:
         raise DetrKitError(f"{path}: labels of key points (kpt_shape) are not boxes")
-    listed = [key for key in _SPLITS if values.get(key)]
-    if split is None and len(listed) != 1:
+    listed = [key for key in SPLITS if values.get(key)]
+    # Splits that are all the same pictures leave no choice.
+    if split is None and len({str(values[key]) for key in listed}) != 1:
         choice = f"the splits {', '.join(listed)}" if listed else "no train, val or test"
-        raise DetrKitError(f"{path}: it has {choice}; choose one as the split")
+        raise DetrKitError(f"{path}: it has {choice}; choose one as the split (--split)")
     chosen = listed[0] if split is None else split
     if not values.get(chosen):
         raise DetrKitError(f"{path}: no split {chosen!r}; it has {', '.join(listed) or 'none'}")
@@ -189,7 +193,10 @@ def _existing(path: Path, values: Mapping[str, Any], entry: str) -> Path:
         if place.exists():
             return Path(os.path.normpath(place))
     tried = ", ".join(dict.fromkeys(os.path.normpath(place) for place in places))
-    raise DetrKitError(f"{path}: {entry!r} is not there; looked for {tried}")
+    raise DetrKitError(
+        f"{path}: {entry!r} is not there; looked for {tried}; where the pictures are elsewhere, "
+        f"import the folder {folder} and name theirs with images (--images)"
+    )
 
 
 def _pictures_at(place: Path) -> list[Path]:
@@ -222,7 +229,7 @@ def _class_names(names: Names | None, source: Path, images: Path) -> dict[int, s
         names = next((path for path in found if path.is_file()), None)
         if names is None:
             raise DetrKitError(
-                f"{source}: the names of the classes are missing: give names, or put a "
+                f"{source}: the names of the classes are missing: give names (--names), or put a "
                 "classes.txt there, one name a line"
             )
     return names_by_index(names, source)

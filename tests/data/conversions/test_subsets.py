@@ -141,6 +141,38 @@ class TestSplit:
             assert found < min(chance)
             assert found - least < 0.5 * (np.mean(chance) - least)
 
+    def test_the_class_furthest_from_its_share_is_told(self, tmp_path: Path) -> None:
+        # Circles in pictures 0 to 3, stars in all of them but one, nothing else.
+        pairs = [(row, 3) for row in range(4)] + [(row, 9) for row in range(9)]
+        source = coco_file(
+            tmp_path / "in.json",
+            images=[
+                {"id": row, "file_name": f"{row}.png", "width": 40, "height": 20}
+                for row in range(10)
+            ],
+            annotations=[
+                {"id": id_, "image_id": row, "category_id": category, "bbox": [1, 2, 3, 4]}
+                for id_, (row, category) in enumerate(pairs)
+            ],
+        )
+        outs = {tmp_path / "a.json": 0.8, tmp_path / "b.json": 0.2}
+        for path, report in zip(outs, split(source, outs), strict=True):
+            counts = Counter(name for found in classes_of_images(path) for name in found)
+            # Columns: the circle has the id 3, the star 9.
+            shares = {"circle": counts[0] / 4, "star": counts[1] / 9}
+            off = {name: abs(share - outs[path]) for name, share in shares.items()}
+            name = max(off, key=lambda name: off[name])
+            assert report.class_name == name
+            assert report.num_class_images / report.num_class_images_in_all == shares[name]
+            assert f"; furthest from its share of {outs[path]:.1%}: {name!r} with " in str(report)
+            assert str(report).endswith(f"pictures ({shares[name]:.1%})")
+
+    def test_without_objects_no_class_is_told(self, tmp_path: Path) -> None:
+        source = coco_file(tmp_path / "in.json", annotations=[])
+        (report,) = split(source, {tmp_path / "a.json": 1.0})
+        assert report.class_name is None
+        assert str(report) == f"{tmp_path / 'a.json'}: 4 pictures, 0 annotations, 2 categories"
+
     def test_fractions_may_be_rounded(self, tmp_path: Path) -> None:
         source = coco_file(tmp_path / "in.json")
         outs = {tmp_path / f"{name}.json": 0.33 for name in "abc"}
@@ -191,6 +223,27 @@ class TestSubset:
         }
         assert (report.num_images, report.num_objects, report.num_categories) == (2, 2, 1)
 
+    @pytest.mark.parametrize(
+        ("classes", "wanted"),
+        [
+            (["star, circle"], ["star", "circle"]),
+            (["circle", "star"], ["star", "circle"]),
+            (["lights, red"], ["lights, red"]),
+            (["lights, red", "star,circle"], ["lights, red", "star", "circle"]),
+        ],
+    )
+    def test_commas_part_names_unless_a_class_has_them(
+        self, tmp_path: Path, classes: list[str], wanted: list[str]
+    ) -> None:
+        names = ("lights, red", "star", "circle", "lights")
+        source = coco_file(
+            tmp_path / "in.json",
+            categories=[{"id": id_, "name": name} for id_, name in enumerate(names, 7)],
+            annotations=[],
+        )
+        subset(source, tmp_path / "out.json", classes)
+        assert [one["name"] for one in written(tmp_path / "out.json")["categories"]] == wanted
+
     def test_pictures_without_the_classes_are_kept_on_request(self, tmp_path: Path) -> None:
         source = coco_file(tmp_path / "in.json")
         subset(source, tmp_path / "out.json", ["star"], keep_empty=True)
@@ -203,7 +256,9 @@ class TestSubset:
             (["circel"], r"in.json: no class is called 'circel'; did you mean 'circle'"),
             (["STAR"], "did you mean 'star'"),
             (["circle", "lorry"], "no class is called 'lorry'; there are star, circle"),
+            (["star,lorry"], "no class is called 'lorry'"),
             ([], "a subset needs the name of a class"),
+            ([" , "], "a subset needs the name of a class"),
         ],
     )
     def test_an_unknown_class_is_named(

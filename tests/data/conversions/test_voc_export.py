@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detr_kit.data.annotations import load_annotations
-from detr_kit.data.conversions.voc import export_voc, import_voc
+from detr_kit.data.conversions.voc import import_voc
+from detr_kit.data.conversions.voc_export import export_voc
 from detr_kit.errors import DetrKitError
 from tests.data.conversions.label_files import category_names, picture, written
 

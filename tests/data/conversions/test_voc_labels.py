@@ -195,7 +195,8 @@ class TestRefusals:
             ("<object><name>a</name></object>", "object 2: it has no <bndbox>"),
             (voc_object(box=("x", 1, 2, 2)), "object 2: <xmin> must be a number, got 'x'"),
             (voc_object(box=(1, 1, 2, "")), "object 2: <ymax> must be a number, got ''"),
-            (voc_object(box=(1, "nan", 2, 2)), "object 2: <ymin> must be a number"),
+            (voc_object(box=(1, "nan", 2, 2)), "object 2: the box .*'ymin': nan.* has no pixel"),
+            (voc_object(box=(1, 1, "inf", 2)), "object 2: the box .*'xmax': inf.* has no pixel"),
             (voc_object(box=(5, 1, 4, 2)), "object 2: the box .*'xmin': 5.0.* has no pixel"),
             (voc_object(box=(50, 1, 60, 2)), "object 2: the box lies outside its image"),
         ],
@@ -207,6 +208,27 @@ class TestRefusals:
         with pytest.raises(DetrKitError, match=rf"a.xml: {message}"):
             import_voc(folder, out)
         assert not out.exists()
+
+    def test_bad_boxes_of_all_files_are_counted_or_left_out(self, folder: Path, out: Path) -> None:
+        bad = [voc_object(box=box) for box in ((5, 1, 4, 2), (50, 1, 60, 2), ("nan", 1, 2, 2))]
+        xml(folder / "Annotations" / "a.xml", voc_object(), *bad[:2])
+        xml(folder / "Annotations" / "b.xml", bad[2])
+        message = r"a.xml: object 2: .* \(3 such objects; --on-bad-box skip leaves them out\)$"
+        with pytest.raises(DetrKitError, match=message):
+            import_voc(folder, out)
+        report = import_voc(folder, out, on_bad_box="skip")
+        assert (report.num_objects, report.num_skipped, report.num_clipped) == (1, 3, 0)
+        assert [one["bbox"] for one in written(out)["annotations"]] == [[10.0, 5.0, 10.0, 10.0]]
+
+    @pytest.mark.parametrize(
+        "one", [voc_object(""), voc_object(box=("x", 1, 2, 2)), "<object><name>a</name></object>"]
+    )
+    def test_an_object_of_another_form_is_never_left_out(
+        self, folder: Path, out: Path, one: str
+    ) -> None:
+        xml(folder / "Annotations" / "a.xml", one)
+        with pytest.raises(DetrKitError, match=r"a.xml: object 1: "):
+            import_voc(folder, out, names=["dog", "a"], on_bad_box="skip")
 
     def test_a_box_of_one_pixel_is_a_box(self, folder: Path, out: Path) -> None:
         xml(folder / "Annotations" / "a.xml", voc_object(box=(40, 20, 40, 20)))
@@ -266,7 +288,7 @@ class TestRefusals:
             (
                 lambda root: (root / "JPEGImages/a.png").unlink(),
                 None,
-                r"a.xml: its picture is not in .*JPEGImages: neither a\.\* nor 'gone.jpg'",
+                r"a.xml: its picture is not in .*: neither a\.\* nor 'gone.jpg'.*\(--images\)",
             ),
             (
                 lambda root: [path.unlink() for path in (root / "Annotations").iterdir()],

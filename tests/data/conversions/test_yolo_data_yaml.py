@@ -24,6 +24,7 @@ class TestDataYaml:
         [
             {"train": "images"},
             {"train": ["images"]},
+            {"train": "images", "val": "images"},
             {"path": "..", "train": "data/images"},
             {"path": "/not/there/any/more", "train": "images"},
             {"train": "../images"},  # as Roboflow writes it, from the yaml's own folder
@@ -65,10 +66,14 @@ class TestDataYaml:
     @pytest.mark.parametrize(
         ("values", "split", "message"),
         [
-            ({"train": "images", "val": "images"}, None, "the splits train, val; choose one"),
+            (
+                {"train": "images", "val": "empty"},
+                None,
+                r"the splits train, val; choose one as the split \(--split\)",
+            ),
             ({}, None, "no train, val or test"),
             ({"train": "images"}, "test", "no split 'test'; it has train"),
-            ({"train": "nowhere"}, None, "'nowhere' is not there; looked for"),
+            ({"train": "nowhere"}, None, r"'nowhere' is not there; looked for.*\(--images\)"),
             ({"train": "images", "nc": 3}, None, "nc is 3, but there are 2 names"),
             ({"train": "images", "kpt_shape": [17, 3]}, None, "key points"),
             ({"train": "images", "names": "a"}, None, "names must list the classes"),

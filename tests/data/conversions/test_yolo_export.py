@@ -41,8 +41,13 @@ class TestExport:
         report = export_yolo(source, tmp_path / "out")
         labels = (tmp_path / "out/labels/sub/a.txt").read_text()
         assert labels == "1 0.50000000 0.40000000 0.50000000 0.40000000\n"
-        values = yaml.safe_load((tmp_path / "out/data.yaml").read_text())
-        assert values == {"train": "images", "names": {0: "circle", 1: "star"}}
+        text = (tmp_path / "out/data.yaml").read_text()
+        assert yaml.safe_load(text) == {
+            "train": "images",
+            "val": "images",
+            "names": {0: "circle", 1: "star"},
+        }
+        assert text.startswith("# train and val are the same pictures")
         assert str(report) == f"{tmp_path / 'out'}: 1 files of labels, 1 objects of 2 classes"
         assert not (tmp_path / "out/images").exists()
 
@@ -147,7 +152,7 @@ class TestExport:
             export_yolo(source, source / "out")
         with pytest.raises(DetrKitError, match="copying pictures needs images"):
             export_yolo(source, tmp_path / "out", copy=True)
-        with pytest.raises(DetrKitError, match=r"sub/a.png: no such image file"):
+        with pytest.raises(DetrKitError, match=r"sub/a.png: no such image file \(1 of 1 are m"):
             export_yolo(source, tmp_path / "out", images=tmp_path)
         (tmp_path / "out").mkdir()
         assert export_yolo(source, tmp_path / "out").num_objects == 1
@@ -160,7 +165,7 @@ class TestExport:
 
         picture(tmp_path / "p" / "sub" / "a.png")
         monkeypatch.setattr(Path, "symlink_to", refuse)
-        with pytest.raises(DetrKitError, match="cannot link to the file: not permitted; ask for"):
+        with pytest.raises(DetrKitError, match="cannot link to the file: not permitted; ask for c"):
             export_yolo(coco_file(tmp_path / "in.json"), tmp_path / "out", images=tmp_path / "p")
 
 

@@ -102,6 +102,30 @@ class TestLines:
             import_yolo(yolo_folder, tmp_path / "out.json")
         assert not (tmp_path / "out.json").exists()
 
+    def test_bad_boxes_of_all_files_are_counted_or_left_out(
+        self, yolo_folder: Path, tmp_path: Path
+    ) -> None:
+        text(yolo_folder / "labels" / "a.txt", "1 0.5 0.5 0.25 0.5", "1 0.5 0.5 0 0.5", "0 9 9 1 1")
+        text(yolo_folder / "labels" / "b.txt", "0 inf 0.5 0.25 0.5")
+        message = (
+            r"a.txt, line 2: the object has no width or no height inside the picture "
+            r"\(3 such lines; --on-bad-box skip leaves them out\)$"
+        )
+        with pytest.raises(DetrKitError, match=message):
+            import_yolo(yolo_folder, tmp_path / "out.json")
+        report = import_yolo(yolo_folder, tmp_path / "out.json", on_bad_box="skip")
+        assert (report.num_objects, report.num_skipped, report.num_empty) == (1, 3, 1)
+        assert ", 3 bad boxes left out" in str(report)
+        assert len(written(tmp_path / "out.json")["annotations"]) == 1
+
+    @pytest.mark.parametrize("line", ["1 0.5 0.5 0 0.5 0.9", "2 0.5 0.5 0 0.5", "1 0.5 0.5 0 x"])
+    def test_a_line_that_is_no_label_is_never_left_out(
+        self, yolo_folder: Path, tmp_path: Path, line: str
+    ) -> None:
+        text(yolo_folder / "labels" / "a.txt", "1 0.5 0.5 0 0.5", line)
+        with pytest.raises(DetrKitError, match=r"a.txt, line 2: "):
+            import_yolo(yolo_folder, tmp_path / "out.json", on_bad_box="skip")
+
     def test_a_label_file_that_is_no_text_is_named(self, yolo_folder: Path, tmp_path: Path) -> None:
         (yolo_folder / "labels" / "a.txt").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(DetrKitError, match=r"a.txt: cannot read the file"):
@@ -271,10 +295,14 @@ class TestFormats:
         text(tmp_path / "xmls" / "a.xml")
         assert detect_format(tmp_path / "xmls") == "voc"
         text(tmp_path / "xmls" / "a.txt")
-        with pytest.raises(DetrKitError, match=r"both .txt and .xml files; say which"):
+        with pytest.raises(
+            DetrKitError, match=r"both .txt and .xml files; say the format \(--format\)"
+        ):
             detect_format(tmp_path / "xmls")
         (tmp_path / "empty").mkdir()
         with pytest.raises(DetrKitError, match=r"neither .txt nor .xml"):
             detect_format(tmp_path / "empty")
         with pytest.raises(DetrKitError, match="expected a folder of labels"):
+            detect_format(tmp_path / "xmls" / "a.xml")
+        with pytest.raises(DetrKitError, match="nowhere: no such folder"):
             detect_format(tmp_path / "nowhere")
