@@ -37,6 +37,10 @@ def smooth(channels: int = 3) -> np.ndarray:
     return cv2.resize(noise(channels)[:3, :4], (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
 
 
+def ink(array: np.ndarray) -> Image.Image:
+    return Image.frombytes("CMYK", (array.shape[1], array.shape[0]), array.tobytes())
+
+
 GRAY, RGB, RGBA = noise(1), noise(3), noise(4)
 DEEP_GRAY = GRAY.astype(np.uint16) * 256 + noise(1, seed=1)
 DEEP_RGB = RGB.astype(np.uint16) * 256 + noise(3, seed=1)
@@ -142,9 +146,9 @@ CASES: dict[str, Kind] = {
     "RGBA of a TIFF": (
         "tiff", save(Image.fromarray(RGBA)), on_white(RGBA[..., :3], RGBA[..., 3]), ROUNDED,
     ),
-    "CMYK": ("tiff", save(Image.fromarray(RGBA, "CMYK")), of_ink(RGBA), ROUNDED),
+    "CMYK": ("tiff", save(ink(RGBA)), of_ink(RGBA), ROUNDED),
     "CMYK, inverted as Adobe does": (
-        "jpg", save(Image.fromarray(SMOOTH_INK, "CMYK"), quality=98), of_ink(SMOOTH_INK), LOSSY,
+        "jpg", save(ink(SMOOTH_INK), quality=98), of_ink(SMOOTH_INK), LOSSY,
     ),
     "YCbCr": ("jpg", save(Image.fromarray(SMOOTH), quality=95), SMOOTH, LOSSY),
     "YCbCr of a TIFF": ("tiff", save(Image.fromarray(RGB).convert("YCbCr")), RGB, (3, 1.5)),
@@ -177,7 +181,7 @@ CASES: dict[str, Kind] = {
     "BMP": ("bmp", save(Image.fromarray(RGB)), RGB, EXACT),
     "gray BMP": ("bmp", save(Image.fromarray(GRAY)), in_three(GRAY), EXACT),
 }  # fmt: skip
-if features.check("avif"):
+if "avif" in features.modules and features.check("avif"):
     CASES["AVIF"] = ("avif", save(Image.fromarray(SMOOTH), quality=95), SMOOTH, LOSSY)
 
 

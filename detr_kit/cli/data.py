@@ -32,11 +32,13 @@ def check_command(
     html: Annotated[Path | None, typer.Option(help="Write a report with pictures.")] = None,
     fix: Annotated[
         Path | None,
-        typer.Option(help="Write a repaired json here, and a log of every change beside it."),
+        typer.Option(
+            help="Write a repaired json to this new file, and a log of every change beside it."
+        ),
     ] = None,
     json_out: Annotated[
         Path | None,
-        typer.Option("--json", help="Write what was found to this file."),
+        typer.Option("--json", help="Write what was found, the first 20 cases of a kind, here."),
     ] = None,
     decode: Annotated[
         bool,
@@ -48,15 +50,14 @@ def check_command(
     ] = 100,
 ) -> None:
     """Find what is wrong with a data set; the exit status is 1 where there are errors."""
+    _require_safe_outputs(annotations, json_out, html, fix)
     from detr_kit.data.checks.fix import fix as write_fixed
     from detr_kit.data.checks.run import check, splits_of
-    from detr_kit.data.checks.text import report_text
+    from detr_kit.data.checks.text import repaired_text, report_text
 
-    if fix is not None and len(annotations) > 1:
-        raise DetrKitError("--fix repairs one annotation file at a time")
     report = check(annotations, images or None, decode=decode, num_queries=queries)
     console = Console(soft_wrap=True)
-    console.print(report_text(report))
+    console.print(report_text(report, with_pictures=bool(images), being_fixed=fix is not None))
     if json_out is not None:
         with atomic_write(json_out) as path:
             path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -66,11 +67,42 @@ def check_command(
         write_check_report(report, splits_of(annotations, images or None), html)
     if fix is not None:
         repaired = write_fixed(annotations[0], fix, report, images=images[0] if images else None)
-        console.print(
-            f"{repaired.num_changes} changes: {repaired.out}, {repaired.log}", markup=False
-        )
+        console.print(repaired_text(repaired), markup=False, highlight=False)
     if report.num_errors:
         raise typer.Exit(1)
+
+
+def _require_safe_outputs(
+    annotations: list[Path], json_out: Path | None, html: Path | None, fix: Path | None
+) -> None:
+    """Raise DetrKitError, before anything is read, where an output would replace other files."""
+    if fix is not None and len(annotations) > 1:
+        raise DetrKitError("--fix repairs one annotation file at a time")
+    outputs = [
+        ("--json", json_out, (".json",)),
+        ("--html", html, (".html", ".htm")),
+        ("--fix", fix, ()),
+        ("--fix", fix and fix.with_suffix(".log.txt"), ()),
+    ]
+    written: set[Path] = set()
+    for option, path, suffixes in outputs:
+        if path is None:
+            continue
+        if path.resolve() in written:
+            raise DetrKitError(f"{option} {path}: another output has that name too")
+        written.add(path.resolve())
+        if not path.is_file():
+            continue
+        if any(given.exists() and path.samefile(given) for given in annotations):
+            raise DetrKitError(f"{option} {path}: it is a file to check; choose another to write")
+        # Another json than an earlier report may be labels.
+        if path.suffix.lower() not in suffixes or (option == "--json" and not _is_report(path)):
+            raise DetrKitError(f"{option} {path}: it is there already; choose a new file to write")
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"".join(file.read(100).split()).startswith(b'{"annotations":["')
 
 
 def show_batch_command(

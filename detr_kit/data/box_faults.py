@@ -60,19 +60,48 @@ def describe_fault(box_xywh: np.ndarray) -> str:
     return f"bbox {box} lies outside its image"
 
 
-def look_like_corners(boxes_xywh: np.ndarray, sizes_hw: np.ndarray) -> bool:
-    """Whether nearly all boxes would be valid as corners while many are far off as (x, y, w, h).
+def fit_as_corners(boxes: np.ndarray, sizes_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two (N,) bool: valid as corners, and at the same time far off as (x, y, w, h).
 
     As corners, x1 > x0 and x1 <= W for every box; read as widths, x0 + x1 passes W for boxes in
     the right half. True (x, y, w, h) boxes hardly do both throughout a file.
     """
+    border = sizes_hw[:, ::-1]
+    low, high = boxes[:, :2], boxes[:, 2:]
+    valid = (high > low) & (high <= border + 1) & (low >= -1)
+    as_corners = np.asarray(valid.all(axis=1))
+    return as_corners, as_corners & pass_by_far(boxes, sizes_hw)
+
+
+def pass_by_far(boxes_xywh: np.ndarray, sizes_hw: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: passes the right or lower border by more than carelessness explains."""
+    with np.errstate(over="ignore"):
+        far = boxes_xywh[:, :2] + boxes_xywh[:, 2:] > sizes_hw[:, ::-1] * 1.05 + 1
+    return np.asarray(far.any(axis=1))
+
+
+def look_like_corners(boxes_xywh: np.ndarray, sizes_hw: np.ndarray) -> bool:
+    """Whether nearly all boxes would be valid as corners while many are far off otherwise."""
+    if not len(boxes_xywh):
+        return False
+    as_corners, far_off = fit_as_corners(boxes_xywh, sizes_hw)
+    return bool(as_corners.mean() >= FORMAT_SHARE and far_off.mean() >= 0.1)
+
+
+def look_like_centres(boxes_xywh: np.ndarray, sizes_hw: np.ndarray) -> bool:
+    """Whether nearly all boxes fit as (cx, cy, w, h) while many pass the border otherwise.
+
+    True (x, y, w, h) boxes have some at the left or upper border, which as centres pass it.
+    """
     if not len(boxes_xywh):
         return False
     border = sizes_hw[:, ::-1]
-    low, high = boxes_xywh[:, :2], boxes_xywh[:, 2:]
-    as_corners = ((high > low) & (high <= border + 1) & (low >= -1)).all(axis=1)
-    far_off = as_corners & (low + high > border * 1.05 + 1).any(axis=1)
-    return bool(as_corners.mean() >= FORMAT_SHARE and far_off.mean() >= 0.1)
+    low, sides = boxes_xywh[:, :2], boxes_xywh[:, 2:]
+    with np.errstate(over="ignore"):
+        centred = ((low - sides / 2 >= -1) & (low + sides / 2 <= border + 1)).all(axis=1)
+        # Half of a side is the most that such a box can pass the border by.
+        far_off = centred & (low + sides > border + np.maximum(sides / 4, 1)).any(axis=1)
+    return bool(centred.mean() >= FORMAT_SHARE and far_off.mean() >= 0.1 and far_off.sum() >= 5)
 
 
 def are_fractions(boxes: np.ndarray) -> np.ndarray:
@@ -95,4 +124,6 @@ def suspected_format(boxes_xywh: np.ndarray, sizes_hw: np.ndarray) -> str:
         return "corners (x0, y0, x1, y1)"
     if look_normalised(boxes_xywh, sizes_hw):
         return "fractions of the picture"
+    if look_like_centres(boxes_xywh, sizes_hw):
+        return "centres (cx, cy, w, h)"
     return ""

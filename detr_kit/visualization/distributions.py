@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from detr_kit.data.box_faults import clip_boxes
-from detr_kit.data.checks.label_faults import repeated, rows_of
+from detr_kit.data.checks.label_faults import repeated
 from detr_kit.data.coco_file import CocoColumns
+from detr_kit.data.soundness import rows_of
 
 # Cells of the map of positions along either side.
 MAP_CELLS = 64

@@ -10,6 +10,7 @@ from detr_kit.data.box_faults import (
     FORMAT_SHARE,
     FRACTION_ROUNDING,
     are_fractions,
+    look_like_centres,
     look_like_corners,
     look_normalised,
 )
@@ -17,13 +18,21 @@ from detr_kit.data.box_faults import (
 # "fractions" are of the width and height of the picture: (x, y, w, h), (x0, y0, x1, y1) or
 # (cx, cy, w, h); "unclear_fractions" fit into the pictures by none of the three.
 BoxFormat = Literal[
-    "xywh", "corners", "fractions", "fraction_corners", "fraction_centres", "unclear_fractions"
+    "xywh",
+    "corners",
+    "centres",
+    "fractions",
+    "fraction_corners",
+    "fraction_centres",
+    "unclear_fractions",
 ]
+IN_PIXELS: tuple[BoxFormat, ...] = ("xywh", "corners", "centres")
 
 # How a message calls a format.
 FORMAT_NAMES: dict[BoxFormat, str] = {
     "xywh": "x, y, w, h in pixels",
     "corners": "corners x0, y0, x1, y1 in pixels",
+    "centres": "centres cx, cy, w, h in pixels",
     "fractions": "x, y, w, h as fractions of the image",
     "fraction_corners": "corners x0, y0, x1, y1 as fractions of the image",
     "fraction_centres": "centres cx, cy, w, h as fractions of the image",
@@ -72,7 +81,9 @@ def find_format(boxes_xywh: np.ndarray, sizes_hw: np.ndarray, outside: np.ndarra
             found = _kind_of_fractions(cut[voting])
             return found if _become_larger(cut[voting], sizes[voting], found) else "xywh"
     sized = (sizes_hw > 0).all(axis=1)
-    return "corners" if look_like_corners(boxes_xywh[sized], sizes_hw[sized]) else "xywh"
+    if look_like_corners(boxes_xywh[sized], sizes_hw[sized]):
+        return "corners"
+    return "centres" if look_like_centres(boxes_xywh[sized], sizes_hw[sized]) else "xywh"
 
 
 def _kind_of_fractions(boxes: np.ndarray) -> BoxFormat:
@@ -105,8 +116,8 @@ def to_pixels_xywh(boxes: np.ndarray, sizes_hw: np.ndarray, found: BoxFormat) ->
     with np.errstate(invalid="ignore", over="ignore"):
         if found in ("corners", "fraction_corners"):
             high = high - low
-        if found == "fraction_centres":
+        if found in ("centres", "fraction_centres"):
             low = low - high / 2
-        if found != "corners":
+        if found not in IN_PIXELS:
             low, high = low * sizes_hw[:, ::-1], high * sizes_hw[:, ::-1]
     return rounded(np.concatenate([low, high], axis=1))

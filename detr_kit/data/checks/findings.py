@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
+
+from detr_kit.errors import DetrKitError
 
 Severity = Literal["error", "warning", "note"]
 
@@ -31,11 +34,14 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "error",
         "the boxes look like corners x0, y0, x1, y1, not x, y, w, h",
     ),
+    "looks_like_centres": ("error", "the boxes look like centres cx, cy, w, h, not x, y, w, h"),
     "looks_normalised": ("error", "the boxes look like fractions of the image; COCO's are pixels"),
+    "mixed_formats": ("error", "the boxes of an image are in another format than the others'"),
     "missing_area": ("note", "annotations without area; width times height is used"),
     "missing_iscrowd": ("note", "annotations without iscrowd; they count as single objects"),
     "wrong_area": ("warning", "the area is zero, larger than the bbox, negative or not finite"),
     "duplicate_object": ("warning", "one image has the same category and bbox twice"),
+    "no_object_at_all": ("error", "the file holds no objects to learn from"),
     "no_objects": ("note", "images without objects; they are trained on as background"),
     "unused_category": ("note", "categories without any object"),
     "too_many_objects": ("warning", "an image holds more objects than the model has queries"),
@@ -57,8 +63,40 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "unsupported_mode": ("error", "a kind of pixels that detr_kit does not read"),
     "duplicate_picture": ("warning", "two files of the split have the same content"),
     "shared_picture": ("error", "a file of one split has the content of a file of another split"),
+    "not_listed": ("note", "pictures in the image folder that no json names"),
     "categories_differ": ("error", "the splits have different category tables"),
 }
+
+# What `--fix` does about a kind; other kinds are left as they are.
+REPAIRS: dict[str, str] = {
+    "not_coco": "numbers in another form are rewritten, other records removed",
+    "duplicate_image_id": "the later image is removed",
+    "duplicate_annotation_id": "the later one gets a new id",
+    "duplicate_category": "removed where alike or unused",
+    "missing_annotation_id": "gets a new id",
+    "unknown_image": "removed",
+    "unknown_category": "removed, unless ids seem shifted by one",
+    "missing_box": "removed",
+    "not_finite": "removed",
+    "no_width_or_height": "removed",
+    "outside_image": "removed, unless size or format are in doubt",
+    "overshoot": "clipped, unless most of it is outside, or size or format are in doubt",
+    "looks_like_corners": "converted",
+    "looks_like_centres": "converted",
+    "looks_normalised": "converted where the format is clear",
+    "mixed_formats": "converted where the areas prove it",
+    "missing_area": "width times height",
+    "missing_iscrowd": "becomes 0",
+    "wrong_area": "width times height",
+    "duplicate_object": "the later one is removed",
+    "size_missing": "read from the file",
+    "name_missing": "the image is removed",
+    "leaves_folder": "the image is removed",
+    "case_differs": "named as the file is",
+    "size_differs": "that of the file, where the boxes speak for it",
+}
+# Of these, the pictures tell what is right.
+REPAIRED_BY_PICTURES = ("size_missing", "case_differs", "size_differs")
 
 
 @dataclass(frozen=True)
@@ -69,6 +107,13 @@ class Case:
     file: str | None = None
     annotation_id: int | None = None
     image_id: int | None = None
+
+
+def with_hint(cases: Sequence[Case], hint: str) -> list[Case]:
+    """Return the cases with a hint, unless it is empty, at the end of the first one."""
+    if not hint or not cases:
+        return list(cases)
+    return [replace(cases[0], text=f"{cases[0].text}; {hint}"), *cases[1:]]
 
 
 @dataclass
@@ -124,11 +169,15 @@ class CheckReport:
         return sum(found.count for found in self.findings if found.severity == "error")
 
     def count(self, kind: str) -> int:
-        """Return how often `kind` was found, over all files."""
-        assert kind in KINDS
+        """Return how often `kind` was found, over all files; DetrKitError if there is no such."""
+        if kind not in KINDS:
+            near = get_close_matches(kind, KINDS, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see docs/data.md"
+            raise DetrKitError(f"no kind of findings is called {kind!r}; {hint}")
         return sum(found.count for found in self.findings if found.kind == kind)
 
     def to_json(self) -> dict[str, Any]:
+        """Return all as plain values; of `count` cases of a kind the first `listed` are there."""
         return {
             "annotations": [str(path) for path in self.annotations],
             "counts": list(self.counts),
@@ -139,7 +188,8 @@ class CheckReport:
                     "meaning": found.meaning,
                     "annotations": str(found.annotations),
                     "count": found.count,
-                    "cases": [case.text for case in found.cases],
+                    "listed": len(found.cases),
+                    "cases": [asdict(case) for case in found.cases],
                 }
                 for found in self.findings
             ],

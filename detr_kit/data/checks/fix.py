@@ -10,9 +10,15 @@ from typing import Any, BinaryIO, TextIO
 import msgspec
 from msgspec import Raw
 
-from detr_kit.data.checks.findings import KINDS, CheckReport, Finding, Findings
+from detr_kit.data.checks.findings import (
+    KINDS,
+    REPAIRED_BY_PICTURES,
+    CheckReport,
+    Finding,
+    Findings,
+)
 from detr_kit.data.checks.labels import check_labels
-from detr_kit.data.checks.naming import Naming
+from detr_kit.data.checks.naming import Naming, quoted
 from detr_kit.data.checks.record_forms import put_right
 from detr_kit.data.checks.repairs import Repairs, plan_repairs
 from detr_kit.data.coco_file import CocoColumns, CocoRecords, columns_of, read_columns
@@ -22,7 +28,7 @@ from detr_kit.files import atomic_write
 
 _SECTIONS = ("images", "annotations", "categories")
 # What only the pictures show; a report has it, the json does not.
-_PICTURE_KINDS = tuple(KINDS)[tuple(KINDS).index("file_missing") :]
+_PICTURE_KINDS = set(tuple(KINDS)[tuple(KINDS).index("file_missing") :]) - {"not_listed"}
 
 
 @dataclass(frozen=True)
@@ -45,22 +51,26 @@ def fix(
 ) -> Repaired:
     """Write a repaired copy of `annotations` to `out`, and a log beside it with a line a change.
 
-    - Removed: annotations that are malformed, of unknown images or categories, without a box, or
-      with one that is not finite, has no side or lies outside; objects that are there twice;
+    - Removed: annotations that are malformed, of unknown images or categories (but where all ids
+      seem to be shifted by one), without a box, or with one that is not finite, has no side or
+      lies outside; objects that are there twice;
       images that are malformed, without a name, or whose name leads out of the folder, with their
       annotations; the second of two images with one id, and of two categories alike; a category
       without objects whose name another one has.
-    - Changed: boxes that pass the border are clipped; corners and fractions become x, y, w, h in
-      pixels where nearly all of the file has them; areas that are missing or wrong, or were w times
-      h of a changed box, become w times h; `iscrowd` becomes 0 where missing; annotation ids that
-      are missing, taken or words become new ones above the largest; numbers written as text or, for
-      whole ones, with decimals are written as numbers; sizes that are missing are read from the
-      files in `images`, where that is given.
-    - Left, and listed at the end of the log: all else, of the pictures by `report`.
+    - Changed: boxes that pass the border are clipped, unless most of them is outside; corners,
+      centres and fractions become x, y, w, h in pixels where nearly all of the file has them, and
+      corners of single images where the areas prove them; areas that are missing or wrong, or were
+      w times h of a changed box, become w times h; `iscrowd` becomes 0 where missing; annotation
+      ids that are missing, taken or words become new ones above the largest; numbers written as
+      text or, for whole ones, with decimals are written as numbers; sizes that are missing are read
+      from the files in `images`, where that is given, and so are sizes that the boxes speak
+      against, and names that differ in the case of letters.
+    - Left, and listed at the end of the log: all else, of the pictures by `report`; so are the
+      boxes of an image whose size or box format is in doubt.
 
     Other records are copied as they are written. Raises DetrKitError where the file is no COCO
     json, where no image or no annotation at all could be kept, as in one of another format, where
-    `out` or the log would replace it, and where they cannot be written.
+    `out` or the log exists already, and where they cannot be written.
     """
     annotations, out = Path(annotations), Path(out)
     log = out.with_suffix(".log.txt")
@@ -72,12 +82,13 @@ def fix(
             new_log.open("w", encoding="utf-8") as lines,
         ):
             image_dir = None if images is None else Path(images)
-            changes, removed = _write_repaired(annotations, new_json, lines, image_dir)
-            left = _left_over(annotations, new_json, report)
-            _write_end(lines, changes, left)
+            editor = _write_repaired(annotations, new_json, lines, image_dir)
+            by_pictures = None if image_dir is None else editor.plan.pictures.left
+            left = _left_over(annotations, new_json, report, by_pictures)
+            _write_end(lines, editor.num_changes, left)
     except OSError as error:
         raise DetrKitError(f"{out}: cannot write the file: {error.strerror or error}") from error
-    return Repaired(out, log, changes, removed, left)
+    return Repaired(out, log, editor.num_changes, editor.num_removed, left)
 
 
 def _require_other_files(annotations: Path, written: Iterable[Path]) -> None:
@@ -86,12 +97,14 @@ def _require_other_files(annotations: Path, written: Iterable[Path]) -> None:
             raise DetrKitError(f"{path}: it is a folder; name a .json file to write")
         if path.exists() and annotations.exists() and path.samefile(annotations):
             raise DetrKitError(f"{path}: it is the file to repair; choose another file to write")
+        if path.exists():
+            raise DetrKitError(f"{path}: it is there already; choose a new file to write")
 
 
 def _write_repaired(
     annotations: Path, new_json: Path, lines: TextIO, image_dir: Path | None
-) -> tuple[int, dict[str, int]]:
-    """Write json and log; return the number of lines, and of removed records a section."""
+) -> _Editor:
+    """Write json and log; return what did it, with its numbers of lines and removed records."""
     content = read_bytes(annotations)
     document = decode_json(annotations, content, dict[str, Raw])
     records = _records(annotations, document)
@@ -113,7 +126,7 @@ def _write_repaired(
             else:
                 file.write(value)
         file.write(b"\n}\n")
-    return editor.num_changes, editor.num_removed
+    return editor
 
 
 def _records(path: Path, document: dict[str, Raw]) -> CocoRecords:
@@ -217,12 +230,15 @@ class _Editor:
         if reason is not None:
             self.log(self.naming.image(row), f"removed: {reason}")
             return None
-        height, width = self.plan.sizes_hw[row].tolist()
-        if (height, width) == tuple(self.columns.sizes_hw[row].tolist()):
-            return record
-        text = f"width and height -> {width} x {height}, as in the file"
-        changes = {"width": (width, text), "height": (height, "")}
-        return self._edited(self.naming.image(row), record, changes)
+        pictures, changes = self.plan.pictures, dict[str, tuple[object, str]]()
+        if row in pictures.names:
+            name = pictures.names[row]
+            changes["file_name"] = name, f"file_name -> {quoted(name)}, as the file is called"
+        height, width = pictures.sizes_hw[row].tolist()
+        if (height, width) != tuple(self.columns.sizes_hw[row].tolist()):
+            text = f"width and height -> {width} x {height}, as in the file"
+            changes |= {"width": (width, text), "height": (height, "")}
+        return self._edited(self.naming.image(row), record, changes) if changes else record
 
     def _annotation(self, row: int, record: Raw) -> Raw | bytes | None:
         if not self._kept[row]:
@@ -257,20 +273,19 @@ class _Editor:
 
 
 def _left_over(
-    annotations: Path, new_json: Path, report: CheckReport | None
+    annotations: Path, new_json: Path, report: CheckReport | None, by_pictures: Findings | None
 ) -> tuple[Finding, ...]:
-    """Check the repaired file; what the pictures showed is as it was."""
+    """Check the repaired file; what the pictures showed is as it was, but for names and sizes."""
     findings = Findings(annotations)
     check_labels(read_columns(new_json), findings, num_queries=None)
-    pictures = () if report is None else report.findings
-    return (
-        *(found for found in findings.listed() if found.severity != "note"),
-        *(
-            found
-            for found in pictures
-            if found.annotations == annotations and found.kind in _PICTURE_KINDS
-        ),
-    )
+    found = [one for one in findings.listed() if one.severity != "note"]
+    found += () if by_pictures is None else by_pictures.listed()
+    asked = () if by_pictures is None else REPAIRED_BY_PICTURES
+    kinds = _PICTURE_KINDS - set(asked)
+    for one in () if report is None else report.findings:
+        if one.annotations == annotations and one.kind in kinds:
+            found.append(one)
+    return tuple(found)
 
 
 def _write_end(lines: TextIO, num_changes: int, left: Iterable[Finding]) -> None:

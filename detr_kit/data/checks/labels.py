@@ -8,18 +8,23 @@ import numpy as np
 
 from detr_kit.data.box_faults import describe_fault
 from detr_kit.data.checks.box_format import FORMAT_NAMES, to_pixels_xywh
-from detr_kit.data.checks.findings import MAX_CASES, Case, Findings
+from detr_kit.data.checks.findings import MAX_CASES, Case, Findings, with_hint
 from detr_kit.data.checks.label_faults import (
+    Boxes,
     BoxFaults,
+    category_shift,
     first_twins,
     judge_boxes,
     judge_images,
     repeated,
-    rows_of,
     wrong_areas,
 )
 from detr_kit.data.checks.naming import Naming, number, numbers
 from detr_kit.data.coco_file import NO_ID, CocoColumns
+from detr_kit.data.soundness import rows_of
+
+_SWAPPED = "; it fits with width and height swapped"
+_MOSTLY = "; most of it lies outside"
 
 
 def check_labels(columns: CocoColumns, findings: Findings, *, num_queries: int | None) -> None:
@@ -60,18 +65,30 @@ class _Labels:
         self.known = (image_rows >= 0) & (category_rows >= 0)
         self.sizes_hw = sizes_of_annotations(columns.sizes_hw, image_rows)
         self.boxes: BoxFaults = judge_boxes(
-            columns.boxes_xywh, columns.has_box, self.sizes_hw, self.known
+            Boxes(
+                xywh=columns.boxes_xywh,
+                areas=columns.areas,
+                sizes_hw=self.sizes_hw,
+                image_rows=image_rows,
+                given=columns.has_box,
+                known=self.known,
+            )
         )
 
     def _add_images(self, kind: str, where: np.ndarray, text: Callable[[int], str]) -> None:
         self._add(kind, where, lambda row: self.naming.image_case(row, text(row)))
 
-    def _add_annotations(self, kind: str, where: np.ndarray, text: Callable[[int], str]) -> None:
-        self._add(kind, where, lambda row: self.naming.annotation_case(row, text(row)))
+    def _add_annotations(
+        self, kind: str, where: np.ndarray, text: Callable[[int], str], hint: str = ""
+    ) -> None:
+        self._add(kind, where, lambda row: self.naming.annotation_case(row, text(row)), hint)
 
-    def _add(self, kind: str, where: np.ndarray, case: Callable[[int], Case]) -> None:
+    def _add(
+        self, kind: str, where: np.ndarray, case: Callable[[int], Case], hint: str = ""
+    ) -> None:
         rows = np.flatnonzero(where)
-        self.findings.add(kind, map(case, rows[:MAX_CASES].tolist()), count=len(rows))
+        cases = [case(row) for row in rows[:MAX_CASES].tolist()]
+        self.findings.add(kind, with_hint(cases, hint), count=len(rows))
 
     def check_form(self) -> None:
         malformed = self.columns.malformed
@@ -126,11 +143,10 @@ class _Labels:
         columns, naming = self.columns, self.naming
         faults = judge_images(columns)
         first = faults.first_of_file
-        sizes = columns.sizes_hw
         self._add_images(
             "size_missing",
             faults.size_missing,
-            lambda row: f"width {sizes[row, 1]} and height {sizes[row, 0]} must be positive",
+            lambda row: size_fault(columns.sizes_hw[row].tolist()),
         )
         self._add_images("name_missing", faults.name_missing, lambda row: "it has no file_name")
         self._add_images(
@@ -160,6 +176,7 @@ class _Labels:
             "unknown_category",
             (self.category_rows < 0) & ~np.isin(columns.category_id_of, malformed["categories"]),
             lambda row: f"no {naming.category_of(row)} is listed",
+            category_shift(columns),
         )
 
     def check_boxes(self) -> None:
@@ -175,13 +192,25 @@ class _Labels:
         ):
             self._add_annotations(kind, where, lambda row: describe_fault(boxes[row]))
         self._add_annotations("outside_image", self.boxes.outside, self._outside)
-        self._add_annotations("overshoot", self.boxes.overshoot, self._overshoot)
+        hint = (
+            f"{self.boxes.num_passing:,} of {len(boxes):,} boxes pass it or lie outside: are they "
+            "x, y, w, h in pixels?"
+        )
+        self._add_annotations(
+            "overshoot",
+            self.boxes.overshoot,
+            self._overshoot,
+            hint if self.boxes.many_pass else "",
+        )
         self._check_format()
+        self._check_odd_images()
 
     def _outside(self, row: int) -> str:
         box = self.columns.boxes_xywh[row]
         text = f"bbox {numbers(box)} lies outside its image"
-        return f"{text} of {self.naming.size_of(row)}" if self.sizes_hw[row].all() else text
+        if self.sizes_hw[row].all():
+            text = f"{text} of {self.naming.size_of(row)}"
+        return f"{text}{_SWAPPED}" if self.boxes.swapped[row] else text
 
     def _overshoot(self, row: int) -> str:
         x, y, w, h = self.columns.boxes_xywh[row]
@@ -195,7 +224,10 @@ class _Labels:
         sides = ", ".join(
             f"{side} by {number(round(by, 3))}" for side, by in passed.items() if by > 0
         )
-        return f"bbox {numbers((x, y, w, h))} passes the border of its image: {sides} pixels"
+        text = f"bbox {numbers((x, y, w, h))} passes the border of its image: {sides} pixels"
+        if self.boxes.swapped[row]:
+            return f"{text}{_SWAPPED}"
+        return f"{text}{_MOSTLY}" if self.boxes.mostly_outside[row] else text
 
     def _check_format(self) -> None:
         found = self.boxes.format
@@ -210,8 +242,25 @@ class _Labels:
                 return said
             return f"{said}; as x, y, w, h in pixels it is {numbers(pixels[row])}"
 
-        kind = "looks_like_corners" if found == "corners" else "looks_normalised"
-        self._add_annotations(kind, columns.has_box & self.known & ~self.boxes.not_finite, text)
+        kinds = {"corners": "looks_like_corners", "centres": "looks_like_centres"}
+        where = columns.has_box & self.known & ~self.boxes.not_finite & ~self.boxes.odd
+        self._add_annotations(kinds.get(found, "looks_normalised"), where, text)
+
+    def _check_odd_images(self) -> None:
+        columns, formats = self.columns, self.boxes.odd_images.formats
+        given = np.flatnonzero(columns.has_box & self.boxes.odd)
+        first = rows_of(np.arange(len(columns.image_ids)), self.image_rows[given])
+
+        def text(row: int) -> str:
+            box = columns.boxes_xywh[given[first[row]]]
+            return (
+                f"its boxes look like {FORMAT_NAMES[formats[row]]}, unlike those of the file; "
+                f"the first is {numbers(box)}"
+            )
+
+        where: np.ndarray = np.zeros(len(columns.image_ids), dtype=bool)
+        where[list(formats)] = True
+        self._add_images("mixed_formats", where, text)
 
     def check_areas(self) -> None:
         columns = self.columns
@@ -220,7 +269,7 @@ class _Labels:
         self._add_annotations(
             "missing_iscrowd", columns.iscrowd == -1, lambda row: "it has no iscrowd"
         )
-        comparable = columns.has_box & ~self.boxes.bad & (self.boxes.format == "xywh")
+        comparable = columns.has_box & ~self.boxes.bad & self.boxes.in_format
         self._add_annotations(
             "wrong_area",
             wrong_areas(columns.areas, columns.boxes_xywh, comparable),
@@ -245,6 +294,9 @@ class _Labels:
                 f"are those of {columns.annotation_name(twins[row])}"
             ),
         )
+        readable = len(columns.image_ids) and len(columns.category_ids)
+        if readable and not (columns.iscrowd != 1).any() and not self._has_malformed_annotations():
+            self.findings.add("no_object_at_all", [Case("annotations: there is no object")])
         counts = np.bincount(self.image_rows[single], minlength=len(columns.image_ids))
         # Annotations count for the first image of an id; the others have been named already.
         unlisted = repeated(columns.image_ids)
@@ -261,6 +313,21 @@ class _Labels:
                 counts > num_queries,
                 lambda row: f"{counts[row]} objects, the model has {num_queries} queries",
             )
+
+    def _has_malformed_annotations(self) -> bool:
+        return any(record.section == "annotations" for record in self.columns.malformed)
+
+
+def size_fault(size_hw: list[int]) -> str:
+    """Say which of height and width is missing, or negative."""
+    sides = {"width": size_hw[1], "height": size_hw[0]}
+    missing = [name for name, side in sides.items() if side == 0]
+    said = [f"{name} is {side}, not positive" for name, side in sides.items() if side < 0]
+    if missing:
+        said.insert(
+            0, f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing or 0"
+        )
+    return ", ".join(said)
 
 
 def sizes_of_annotations(sizes_hw: np.ndarray, image_rows: np.ndarray) -> np.ndarray:

@@ -9,12 +9,13 @@ import stat
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from detr_kit.errors import DetrKitError
 from detr_kit.images import (
@@ -107,8 +108,13 @@ class Inspector:
         if ends.too_large is not None:
             return PictureFile(("huge", ends.too_large), digest=ends.digest)
         try:
-            with Image.open(path) as picture:
+            picture = Image.open(path)
+            try:
                 found = self._found(picture, ends)
+            finally:
+                # May be closed already, of which some releases of Pillow complain.
+                with suppress(ValueError):
+                    picture.close()
         except TOO_LARGE as error:
             found = PictureFile(("huge", f"too large: {one_line(error)}"))
         except Exception as error:
@@ -163,6 +169,8 @@ def _refused(picture: Image.Image) -> tuple[str, str] | None:
     if limit is not None and picture.width * picture.height > limit:
         size = f"{picture.width}x{picture.height}"
         return "huge", f"too large: {size} are more than {limit} pixels"
+    if isinstance(picture, ImageFile.StubImageFile):
+        return "unreadable", f"cannot be read: Pillow has no decoder for {picture.format}"
     if min(picture.size) < 1:
         return "unreadable", "cannot be read: it has no pixels"
     if picture.format == "EPS":

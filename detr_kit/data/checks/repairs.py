@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from detr_kit.data.box_faults import clip_boxes
+from detr_kit.data.box_faults import are_fractions, clip_boxes
 from detr_kit.data.checks.box_format import (
-    BoxFormat,
+    IN_PIXELS,
     borders_hw,
     clipped_xywh,
     rounded,
     to_pixels_xywh,
 )
 from detr_kit.data.checks.label_faults import (
+    Boxes,
+    BoxFaults,
+    category_shift,
     first_twins,
     judge_boxes,
     judge_images,
+    mostly_outside,
     repeated,
-    rows_of,
     wrong_areas,
 )
 from detr_kit.data.checks.labels import duplicate_keys, sizes_of_annotations
 from detr_kit.data.checks.naming import Naming, number, numbers
+from detr_kit.data.checks.picture_repairs import ByPictures, ask_pictures, without_pictures
 from detr_kit.data.coco_file import NO_ID, CocoColumns
+from detr_kit.data.soundness import rows_of
 
 # Why an annotation is removed; "" is kept.
 _REASONS = (
@@ -60,8 +64,9 @@ class Repairs:
     """The columns as they will be, and what is removed.
 
     `removed_images` and `removed_categories` give reasons by row; `removal` (N,) int8 is why an
-    annotation goes, 0 where it stays. `sizes_hw`, `annotation_ids`, `boxes_xywh`, `areas` and
-    `iscrowd` are like the columns of the file, changed where a repair was made.
+    annotation goes, 0 where it stays. `annotation_ids`, `boxes_xywh`, `areas` and `iscrowd` are as
+    in the columns of the file, changed where a repair was made; `converted` (N,) bool are boxes
+    that were in another format. Sizes and names of the images are in `pictures`.
     """
 
     columns: CocoColumns
@@ -69,12 +74,12 @@ class Repairs:
     removed_images: dict[int, str]
     removed_categories: dict[int, str]
     removal: np.ndarray
-    sizes_hw: np.ndarray
+    pictures: ByPictures
     annotation_ids: np.ndarray
     boxes_xywh: np.ndarray
     areas: np.ndarray
     iscrowd: np.ndarray
-    format: BoxFormat
+    converted: np.ndarray
 
     @property
     def kept(self) -> np.ndarray:
@@ -113,7 +118,7 @@ class Repairs:
             changes["id"] = new_id, f"id -> {new_id}: {reason}"
         old_box, new_box = columns.boxes_xywh[row], self.boxes_xywh[row]
         if columns.has_box[row] and (old_box != new_box).any():
-            how = "clipped to its image" if self.format == "xywh" else "as x, y, w, h in pixels"
+            how = "as x, y, w, h in pixels" if self.converted[row] else "clipped to its image"
             changes["bbox"] = (
                 [_plain(value) for value in new_box],
                 f"bbox {numbers(old_box)} -> {numbers(new_box)}: {how}",
@@ -133,7 +138,7 @@ def _plain(value: float) -> int | float:
 
 
 def plan_repairs(columns: CocoColumns, image_dir: Path | None) -> Repairs:
-    """Decide what to change; sizes that are missing come from the files in `image_dir`."""
+    """Decide what to change; names and sizes are those of the files in `image_dir`, if given."""
     removed_images = _images_to_remove(columns)
     kept_rows = np.setdiff1d(np.arange(len(columns.image_ids)), list(removed_images))
     among_kept = rows_of(columns.image_id_of, columns.image_ids[kept_rows])
@@ -144,12 +149,12 @@ def plan_repairs(columns: CocoColumns, image_dir: Path | None) -> Repairs:
         removed_images=removed_images,
         removed_categories={},
         removal=np.zeros(len(image_rows), dtype=np.int8),
-        sizes_hw=_sizes_hw(columns, kept_rows, image_dir),
+        pictures=_ask_pictures(columns, kept_rows, image_rows, image_dir),
         annotation_ids=columns.annotation_ids.copy(),
         boxes_xywh=columns.boxes_xywh.copy(),
         areas=columns.areas.copy(),
         iscrowd=np.where(columns.iscrowd == -1, 0, columns.iscrowd).astype(np.int8),
-        format="xywh",
+        converted=np.zeros(len(image_rows), dtype=bool),
     )
     _remove_unknown(plan)
     _repair_boxes(plan)
@@ -200,22 +205,12 @@ def _categories_to_remove(columns: CocoColumns, kept: np.ndarray) -> dict[int, s
     return removed
 
 
-def _sizes_hw(columns: CocoColumns, kept_rows: np.ndarray, image_dir: Path | None) -> np.ndarray:
-    sizes = columns.sizes_hw.copy()
+def _ask_pictures(
+    columns: CocoColumns, kept_rows: np.ndarray, image_rows: np.ndarray, image_dir: Path | None
+) -> ByPictures:
     if image_dir is None:
-        return sizes
-    from detr_kit.data.checks.picture_files import Inspector
-
-    inspector = Inspector(decode=False)
-    missing = np.asarray((sizes[kept_rows] < 1).any(axis=1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about metadata
-        for row in kept_rows[missing].tolist():
-            file = inspector(image_dir / columns.file_names[row])
-            # Of a picture that EXIF turns, the boxes may be meant for either side up.
-            if file.fault is None and file.orientation not in (5, 6, 7, 8):
-                sizes[row] = file.size_hw
-    return sizes
+        return without_pictures(columns)
+    return ask_pictures(columns, kept_rows, image_rows, image_dir)
 
 
 def _remove_unknown(plan: Repairs) -> None:
@@ -231,7 +226,8 @@ def _remove_unknown(plan: Repairs) -> None:
     plan.remove(unknown & np.isin(columns.image_id_of, listed), _IMAGE_REMOVED)
     plan.remove(unknown, _NO_IMAGE)
     # A category that cannot be read may be the one that is missed: its objects wait for it.
-    if not malformed["categories"]:
+    # Where all seem to be off by one, the table or the ids must be shifted, and none is to go.
+    if not malformed["categories"] and not category_shift(columns):
         plan.remove(~np.isin(columns.category_id_of, columns.category_ids), _NO_CATEGORY)
     plan.remove(~columns.has_box & (columns.iscrowd != 1), _NO_BOX)
     plan.remove(~np.isfinite(columns.boxes_xywh).all(axis=1) & columns.has_box, _NOT_FINITE)
@@ -239,25 +235,53 @@ def _remove_unknown(plan: Repairs) -> None:
 
 def _repair_boxes(plan: Repairs) -> None:
     columns = plan.columns
-    sizes_hw = sizes_of_annotations(plan.sizes_hw, plan.image_rows)
-    known = plan.kept & np.isin(columns.category_id_of, columns.category_ids)
+    sizes_hw = sizes_of_annotations(plan.pictures.sizes_hw, plan.image_rows)
     given = columns.has_box & plan.kept
-    plan.format = judge_boxes(columns.boxes_xywh, given, sizes_hw, known).format
-    needs_sizes = plan.format not in ("xywh", "corners")
+    known = plan.kept & np.isin(columns.category_id_of, columns.category_ids)
+    judged = judge_boxes(
+        Boxes(columns.boxes_xywh, columns.areas, sizes_hw, plan.image_rows, given, known)
+    )
+    needs_sizes = judged.format not in IN_PIXELS
     sized = np.asarray((sizes_hw > 0).all(axis=1))
-    if plan.format == "unclear_fractions" or (needs_sizes and not sized[given].all()):
+    if judged.format == "unclear_fractions" or (needs_sizes and not sized[given].all()):
         return
-    pixels = to_pixels_xywh(columns.boxes_xywh, sizes_hw, plan.format)
+    given &= ~_left_alone(plan, judged)
+    pixels = _in_pixels(plan, judged, sizes_hw)
     borders = borders_hw(sizes_hw)
     faults = clip_boxes(pixels, borders)
     plan.remove(faults.no_side & given, _NO_SIDE)
     plan.remove((faults.outside | faults.not_finite) & given, _OUTSIDE)
-    pixels = np.where(faults.overshoot[:, None], clipped_xywh(pixels, sizes_hw), pixels)
+    # What is left of them would be no object: they are more likely wrong than drawn too large.
+    clipped = faults.overshoot & ~mostly_outside(pixels, faults.boxes_xyxy)
+    pixels = np.where(clipped[:, None], clipped_xywh(pixels, sizes_hw), pixels)
     # What is left of a box may be too thin to have a side in single precision.
     plan.remove(clip_boxes(pixels, borders).bad & given, _OUTSIDE)
     given &= plan.kept
     plan.boxes_xywh[given] = pixels[given]
     _repair_areas(plan, given, needs_sizes, sizes_hw)
+
+
+def _left_alone(plan: Repairs, judged: BoxFaults) -> np.ndarray:
+    """Return (N,) bool: boxes that are not touched, as nobody can tell what they should be."""
+    unclear = np.setdiff1d(list(judged.odd_images.formats), list(judged.odd_images.proven))
+    doubtful = np.concatenate([unclear, np.flatnonzero(plan.pictures.doubtful)])
+    turned = judged.swapped & ~np.isin(plan.image_rows, np.flatnonzero(plan.pictures.sure))
+    if judged.many_pass:
+        turned = judged.overshoot | judged.outside
+    return np.asarray(np.isin(plan.image_rows, doubtful) | turned)
+
+
+def _in_pixels(plan: Repairs, judged: BoxFaults, sizes_hw: np.ndarray) -> np.ndarray:
+    """Return the boxes (N, 4) as (x, y, w, h) in pixels; notes which ones were something else."""
+    boxes = plan.columns.boxes_xywh.copy()
+    for found, where in (
+        (judged.format, ~judged.odd),
+        ("corners", judged.odd_images.among(plan.image_rows, "corners")),
+    ):
+        if found != "xywh":
+            boxes[where] = to_pixels_xywh(boxes[where], sizes_hw[where], found)
+            plan.converted |= where
+    return boxes
 
 
 def _repair_areas(plan: Repairs, given: np.ndarray, fractions: bool, sizes_hw: np.ndarray) -> None:
@@ -271,7 +295,9 @@ def _repair_areas(plan: Repairs, given: np.ndarray, fractions: bool, sizes_hw: n
         scaled = rounded(old * sizes_hw[:, 0] * sizes_hw[:, 1])
     changed = (plan.boxes_xywh != old_boxes).any(axis=1)
     areas = np.where(in_fractions, scaled, old)
-    wrong = wrong_areas(areas, plan.boxes_xywh, given)
+    # Areas of pixels are right where a box of fractions stands among others of pixels.
+    tiny = are_fractions(plan.boxes_xywh) & (areas > 1) & np.isfinite(areas)
+    wrong = wrong_areas(areas, plan.boxes_xywh, given) & ~tiny
     replaced = np.isnan(old) | wrong | (was_product & changed)
     areas = np.where(replaced, product, areas)
     usable = given & np.isfinite(areas)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from detr_kit.data.checks.findings import Case, CheckReport, Findings
+from detr_kit.data.checks.findings import MAX_CASES, Case, CheckReport, Findings
 from detr_kit.data.checks.labels import check_labels
 from detr_kit.data.checks.splits import check_categories, check_shared_pictures
 from detr_kit.data.coco_file import CocoColumns, CocoRecords, columns_of
@@ -52,11 +53,37 @@ def check(
     splits, found_in = [c for c, _ in good], [f for _, f in good]
     check_categories(splits, found_in)
     check_shared_pictures(splits, digests, found_in)
+    _check_not_listed(splits, [f for f, c in zip(folders, read, strict=True) if c], found_in)
     return CheckReport(
         annotations=tuple(paths),
         counts=tuple(map(_counts, read)),
         findings=tuple(finding for found in findings for finding in found.listed()),
     )
+
+
+def _check_not_listed(
+    splits: Sequence[CocoColumns], folders: Sequence[Path | None], findings: Sequence[Findings]
+) -> None:
+    """Note pictures of the image folders that no split names, with the first split of a folder."""
+    first: dict[Path, Findings] = {}
+    named: set[str] = set()
+    for columns, folder, found in zip(splits, folders, findings, strict=True):
+        if folder is not None:
+            first.setdefault(folder, found)
+            named.update(_key(folder, name) for name in columns.file_names)
+    if first:
+        from detr_kit.data.conversions.picture_files import IMAGE_SUFFIXES, files_below
+
+        for folder, found in first.items():
+            there = files_below(folder, IMAGE_SUFFIXES)
+            others = [name for name in there if _key(folder, name) not in named]
+            cases = (Case(f"{name!r}: no json names it", file=name) for name in others[:MAX_CASES])
+            found.add("not_listed", cases, count=len(others))
+
+
+def _key(folder: Path, name: str) -> str:
+    """Return what the path of a file has in common with names of another case of letters."""
+    return os.path.normpath(os.path.join(folder, name.replace("\\", "/"))).casefold()
 
 
 def splits_of(
@@ -113,7 +140,10 @@ def _check_pictures(
 
 def _progress(items: Iterable, total: int) -> Iterable:
     console = Console(stderr=True)
-    return track(items, "reading pictures", total, console=console, disable=not console.is_terminal)
+    # A disabled bar still ends with an empty line in some releases of rich.
+    return (
+        track(items, "reading pictures", total, console=console) if console.is_terminal else items
+    )
 
 
 def _counts(columns: CocoColumns | None) -> dict[str, int]:

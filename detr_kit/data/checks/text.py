@@ -8,12 +8,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from detr_kit.data.checks.findings import CheckReport, Finding, Severity
+from detr_kit.data.checks.findings import (
+    REPAIRED_BY_PICTURES,
+    REPAIRS,
+    CheckReport,
+    Finding,
+    Severity,
+)
+from detr_kit.data.checks.fix import Repaired
 
 # Cases of a kind that are shown; the json and the html report have more.
 SHOWN_CASES = 5
 
 _STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
+# Files that training passes over if it is told to.
+_BAD_FILES = {"zero_bytes", "unreadable", "truncated", "huge", "unsupported_mode"}
 _COUNTED = (
     ("images", "image", "images"),
     ("objects", "object", "objects"),
@@ -22,9 +32,12 @@ _COUNTED = (
 )
 
 
-def report_text(report: CheckReport) -> Group:
+def report_text(
+    report: CheckReport, *, with_pictures: bool = False, being_fixed: bool = False
+) -> Group:
     """Return the report to print with rich: what was checked, what was found, what to do.
 
+    `with_pictures`: the pictures were given too; `being_fixed`: a repair is under way.
     Nothing in it is markup, whatever the files are called.
     """
     parts: list[RenderableType] = [
@@ -35,7 +48,7 @@ def report_text(report: CheckReport) -> Group:
         parts += [_table(report), Text()]
     for finding in report.findings:
         parts += _case_lines(finding, name_file=len(report.annotations) > 1)
-    return Group(*parts, _advice(report))
+    return Group(*parts, _advice(report, with_pictures, being_fixed))
 
 
 def _count_text(counts: dict[str, int]) -> str:
@@ -80,20 +93,54 @@ def _case_lines(finding: Finding, *, name_file: bool) -> Iterable[Text]:
         yield Text(f"  and {more:,} more")
 
 
-def _advice(report: CheckReport) -> Text:
+def _advice(report: CheckReport, with_pictures: bool, being_fixed: bool) -> Text:
     """Say in one line what to do about it."""
     errors = report.num_errors
     warnings = sum(found.count for found in report.findings if found.severity == "warning")
-    if errors:
-        return Text(
-            f"{_of(errors, 'error')}: mend them before training; --fix OUT writes a copy of the "
-            "json with all that can be repaired, and a log of every change",
-            style="bold",
-        )
-    if warnings:
+    if not errors and not warnings:
+        return Text("no errors and no warnings: ready for training", style="bold")
+    if not errors:
         return Text(f"no errors; {_of(warnings, 'warning')} to look at", style="bold")
-    return Text("no errors and no warnings: ready for training", style="bold")
+    it = "it" if errors == 1 else "them"
+    said = [f"{_of(errors, 'error')}: mend {it} before training"]
+    kinds = {found.kind for found in report.findings if found.severity == "error"}
+    unreadable = {
+        path
+        for path, counts in zip(report.annotations, report.counts, strict=True)
+        if not any(counts.values())
+    }
+    repairable = {
+        found.kind
+        for found in report.findings
+        if found.severity == "error" and found.annotations not in unreadable
+    } & (REPAIRS.keys() - (() if with_pictures else REPAIRED_BY_PICTURES))
+    if unreadable:
+        said.append("a json that cannot be read must be written anew")
+    if repairable and not being_fixed:
+        each = ", for one json at a time," if len(report.annotations) > 1 else ""
+        said.append(
+            f"--fix OUT{each} writes a copy of the json with what can be repaired, and a log of "
+            "every change"
+        )
+    if kinds & _BAD_FILES:
+        said.append("mend or remove those files, or train with data.on_bad_image=skip")
+    if "file_missing" in kinds:
+        said.append("files that are missing must be there")
+    return Text("; ".join(said), style="bold")
 
 
 def _of(count: int, word: str) -> str:
     return f"{count:,} {word if count == 1 else f'{word}s'}"
+
+
+def repaired_text(repaired: Repaired) -> str:
+    """Say in one line what a repair changed and removed, and what it left."""
+    removed = ", ".join(
+        f"{count:,} {_SINGULAR[section] if count == 1 else section}"
+        for section, count in repaired.num_removed.items()
+        if count
+    )
+    left = sum(found.count for found in repaired.left if found.severity == "error")
+    parts = [_of(repaired.num_changes, "change"), f"removed: {removed or 'nothing'}"]
+    parts.append(f"{_of(left, 'error')} left" if left else "no errors left")
+    return f"{'; '.join(parts)}; see {repaired.out}, {repaired.log}"

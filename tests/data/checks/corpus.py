@@ -10,7 +10,7 @@ from typing import Any
 Coco = dict[str, Any]
 
 # What is never repaired, as nobody but the user knows what is right.
-NEVER_REPAIRED = {"size_missing", "same_file"}
+NEVER_REPAIRED = {"size_missing", "same_file", "no_object_at_all"}
 
 
 def coco(boxes: list[list[float]] | None = None, **changes: Any) -> Coco:
@@ -95,6 +95,7 @@ A, B, C = "annotation 10 (image 5 'a.jpg'): ", "image 5 'a.jpg': ", "image 6 'b.
 UNUSED = ("unused_category",)
 # Right for both readings in the left half of the picture, far off in the right one.
 CORNERS = [[10, 20, 40, 60], [60, 5, 95, 75], [55, 40, 100, 80]]
+CENTRES = [[85, 40, 28, 40], [50, 65, 30, 29], [50, 64, 40, 30], [83, 60, 30, 38], [88, 30, 20, 30]]
 FRACTIONS = [[0.1, 0.2, 0.3, 0.4], [0.5, 0.05, 0.25, 0.5]]
 
 
@@ -103,6 +104,15 @@ def whole(boxes: list[list[float]]) -> Coco:
     content = coco(boxes)
     del content["annotations"][-1]
     content["annotations"][-1].update(image_id=6, category_id=7)
+    return content
+
+
+def of_corner_areas(boxes: list[list[float]]) -> Coco:
+    """Return the sound file with corners in its first image, and the areas that belong to them."""
+    content = coco(boxes)
+    for record in content["annotations"][:-1]:
+        x0, y0, x1, y1 = record["bbox"]
+        record["area"] = (x1 - x0) * (y1 - y0)
     return content
 
 
@@ -206,6 +216,10 @@ SAMPLES = [
            A + "no category 4 is listed"),
     Sample("categories from zero", "unknown_category", changed("annotations", 0, category_id=0),
            A + "no category 0 is listed"),
+    Sample("categories shifted by one", "unknown_category",
+           coco(annotations=[annotation(1, [1, 1, 5, 5])], categories=[{"id": 2, "name": "cat"}]),
+           "annotation 1 (image 5 'a.jpg'): no category 3 is listed; id 3 is used, id 2 is listed: "
+           "shifted by one?", also=("no_objects", *UNUSED), repairable=False),
     # Boxes.
     Sample("no box", "missing_box", changed("annotations", 0, bbox=None),
            A + "it has no bbox and is no crowd region"),
@@ -237,13 +251,27 @@ SAMPLES = [
     Sample("so large that it would overflow", "overshoot",
            changed("annotations", 0, bbox=[-1e300, 0, 1e305, 1e305], area=1),
            A + "bbox [-1e+300, 0, 1e+305, 1e+305] passes the border of its image: "
-           "left by 1e+300, right by 9.9999e+304, bottom by 1e+305 pixels"),
+           "left by 1e+300, right by 9.9999e+304, bottom by 1e+305 pixels; most of it lies outside",
+           repairable=False),
+    Sample("far over the border", "overshoot", changed("annotations", 0, bbox=[80, 20, 50, 40]),
+           A + "bbox [80, 20, 50, 40] passes the border of its image: right by 30 pixels; "
+           "most of it lies outside", repairable=False),
+    Sample("width and height swapped", "overshoot", coco([[10, 20, 30, 75], [20, 5, 55, 90]]),
+           A + "bbox [10, 20, 30, 75] passes the border of its image: bottom by 15 pixels; "
+           "it fits with width and height swapped", count=2, repairable=False),
     Sample("all boxes are corners", "looks_like_corners", whole(CORNERS),
            A + "bbox [10, 20, 40, 60] looks like corners x0, y0, x1, y1 in pixels; "
            "as x, y, w, h in pixels it is [10, 20, 30, 40]", count=3),
     Sample("corners with areas of sizes", "looks_like_corners", whole([[60, 50, 99.5, 80]] * 2),
            A + "bbox [60, 50, 99.5, 80] looks like corners x0, y0, x1, y1 in pixels; "
            "as x, y, w, h in pixels it is [60, 50, 39.5, 30]", count=2),
+    Sample("all boxes are centres", "looks_like_centres", whole(CENTRES),
+           A + "bbox [85, 40, 28, 40] looks like centres cx, cy, w, h in pixels; "
+           "as x, y, w, h in pixels it is [71, 20, 28, 40]", count=5),
+    Sample("centres at the corner", "looks_like_centres",
+           whole([[90, 70, 20, 20 - i] for i in range(6)]),
+           A + "bbox [90, 70, 20, 20] looks like centres cx, cy, w, h in pixels; "
+           "as x, y, w, h in pixels it is [80, 60, 20, 20]", count=6),
     Sample("all boxes are fractions", "looks_normalised", whole(FRACTIONS),
            A + "bbox [0.1, 0.2, 0.3, 0.4] looks like x, y, w, h as fractions of the image; "
            "as x, y, w, h in pixels it is [10, 16, 30, 32]", count=2),
@@ -259,6 +287,18 @@ SAMPLES = [
            whole([[0.8, 0.2, 0.7, 0.1], [0.1, 0.1, 0.5, 0.5]]),
            A + "bbox [0.8, 0.2, 0.7, 0.1] looks like fractions of the image, of corners, centres "
            "or sizes", count=2, repairable=False),
+    Sample("an image of fractions", "mixed_formats", coco(FRACTIONS),
+           B + "its boxes look like x, y, w, h as fractions of the image, unlike those of "
+           "the file; the first is [0.1, 0.2, 0.3, 0.4]", repairable=False),
+    Sample("an image of corners", "mixed_formats",
+           coco([*CORNERS]) | {"annotations": [*coco([*CORNERS])["annotations"],
+                                               annotation(91, [30, 40, 20, 10], 6)]},
+           B + "its boxes look like corners x0, y0, x1, y1 in pixels, unlike those of "
+           "the file; the first is [10, 20, 40, 60]", repairable=False),
+    Sample("an image of corners by its areas", "mixed_formats",
+           of_corner_areas([[10, 20, 30, 50], [5, 5, 25, 45]]),
+           B + "its boxes look like corners x0, y0, x1, y1 in pixels, unlike those of "
+           "the file; the first is [10, 20, 30, 50]"),
     # Areas and crowds.
     Sample("no area", "missing_area", changed("annotations", 0, area=None), A + "it has no area"),
     Sample("area is no number", "missing_area", replaced('"area": 600.0', '"area": Infinity'),
@@ -285,6 +325,11 @@ SAMPLES = [
            coco([[0, 0, 30, 40], [-0.0, 0, 30, 40], [0, 0, 30, 40]]),
            "annotation 11 (image 5 'a.jpg'): category 3 'cat' and bbox [-0, 0, 30, 40] are those "
            "of annotation 10", count=2),
+    Sample("no object", "no_object_at_all", coco([], annotations=[]),
+           "annotations: there is no object", also=("no_objects", *UNUSED), repairable=False),
+    Sample("crowd regions only", "no_object_at_all",
+           coco([], annotations=[{**annotation(1, [1, 1, 5, 5]), "iscrowd": 1}]),
+           "annotations: there is no object", also=("no_objects", *UNUSED), repairable=False),
     Sample("image without objects", "no_objects", coco([]), B + "it has no objects", also=UNUSED),
     Sample("image of a crowd only", "no_objects", changed("annotations", 2, iscrowd=1),
            C + "it has no objects", also=UNUSED),
@@ -301,11 +346,11 @@ SAMPLES = [
            B + "101 objects, the model has 100 queries", also=("no_objects", *UNUSED)),
     # Sizes and names.
     Sample("no size", "size_missing", changed("images", 0, width=None, height=None),
-           B + "width 0 and height 0 must be positive", repairable=False),
+           B + "width and height are missing or 0", repairable=False),
     Sample("size is null", "size_missing", replaced('"width": 100', '"width": null'),
-           B + "width 0 and height 80 must be positive", repairable=False),
+           B + "width is missing or 0", repairable=False),
     Sample("negative height of an image", "size_missing", changed("images", 0, height=-80),
-           B + "width 100 and height -80 must be positive", repairable=False),
+           B + "height is -80, not positive", repairable=False),
     Sample("no name", "name_missing", changed("images", 0, file_name=None),
            "image 5 (no file_name): it has no file_name"),
     Sample("name is empty", "name_missing", changed("images", 0, file_name=""),

@@ -184,7 +184,7 @@ CORPUS: dict[str, Entry] = {
     ),
     "stub.h5": Entry(
         written(b"\x89HDF\r\n\x1a\n" + bytes(99)),
-        {"unreadable": "cannot be read: it has no pixels"},
+        {"unreadable": "cannot be read: Pillow has no decoder for HDF5"},
     ),
     "program.eps": Entry(
         saved(), {"unreadable": "cannot be read: EPS is a program that draws"}
@@ -313,7 +313,7 @@ CORPUS: dict[str, Entry] = {
     "progressive.jpg": Entry(saved(progressive=True)),
     "two\nlines.jpg": Entry(saved(quality=83)),
 }  # fmt: skip
-if features.check("avif"):
+if "avif" in features.modules and features.check("avif"):
     CORPUS["plain.avif"] = Entry(saved())
     CORPUS["cut.avif"] = Entry(cut("avif", -1), {"truncated": "cut off after "})
 if hasattr(os, "mkfifo"):

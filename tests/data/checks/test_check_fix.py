@@ -115,9 +115,9 @@ class TestBoxes:
         ]
 
     def test_overshoot_is_clipped(self, repaired: Any) -> None:
-        done = repaired(coco([[-5, 10.5, 30, 40], [80, 70, 30, 30]]))
+        done = repaired(coco([[-5, 10.5, 30, 40], [80, 65, 25, 20]]))
         assert done.annotations[10]["bbox"] == [0, 10.5, 25, 40]
-        assert done.annotations[11]["bbox"] == [80, 70, 20, 10]
+        assert done.annotations[11]["bbox"] == [80, 65, 20, 15]
         assert done.lines[0] == (
             "annotation 10 (image 5 'a.jpg'): bbox [-5, 10.5, 30, 40] -> [0, 10.5, 25, 40]: "
             "clipped to its image"
@@ -135,9 +135,9 @@ class TestBoxes:
     def test_area_of_a_mask_that_does_not_fit_the_clipped_box_is_replaced(
         self, repaired: Any
     ) -> None:
-        content = coco([[-25, 10, 30, 40]])
-        content["annotations"][0]["area"] = 900
-        assert repaired(content).annotations[10]["area"] == 5 * 40
+        content = coco([[-10, 10, 30, 40]])
+        content["annotations"][0]["area"] = 1100
+        assert repaired(content).annotations[10]["area"] == 20 * 40
 
     def test_corners_are_converted_in_the_whole_file(self, repaired: Any) -> None:
         content = whole([[10, 20, 40, 60], [60, 5, 95.5, 75], [55, 40, 100, 80]])

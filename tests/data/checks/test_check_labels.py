@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from detr_kit.data.checks.findings import KINDS, MAX_CASES, CheckReport, Finding
-from detr_kit.data.checks.label_faults import first_twins, repeated, rows_of
+from detr_kit.data.checks.label_faults import first_twins, repeated
 from detr_kit.data.checks.run import check
+from detr_kit.data.soundness import rows_of
 from tests.data.checks.corpus import SAMPLES, Sample, annotation, changed, coco, whole
 
 LABEL_KINDS = tuple(KINDS)[: tuple(KINDS).index("file_missing")]
