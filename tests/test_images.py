@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -37,8 +38,8 @@ def smooth(channels: int = 3) -> np.ndarray:
     return cv2.resize(noise(channels)[:3, :4], (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
 
 
-def ink(array: np.ndarray) -> Image.Image:
-    return Image.frombytes("CMYK", (array.shape[1], array.shape[0]), array.tobytes())
+def of_mode(mode: str, array: np.ndarray) -> Image.Image:
+    return Image.frombytes(mode, (array.shape[1], array.shape[0]), array.tobytes())
 
 
 GRAY, RGB, RGBA = noise(1), noise(3), noise(4)
@@ -146,9 +147,9 @@ CASES: dict[str, Kind] = {
     "RGBA of a TIFF": (
         "tiff", save(Image.fromarray(RGBA)), on_white(RGBA[..., :3], RGBA[..., 3]), ROUNDED,
     ),
-    "CMYK": ("tiff", save(ink(RGBA)), of_ink(RGBA), ROUNDED),
+    "CMYK": ("tiff", save(of_mode("CMYK", RGBA)), of_ink(RGBA), ROUNDED),
     "CMYK, inverted as Adobe does": (
-        "jpg", save(ink(SMOOTH_INK), quality=98), of_ink(SMOOTH_INK), LOSSY,
+        "jpg", save(of_mode("CMYK", SMOOTH_INK), quality=98), of_ink(SMOOTH_INK), LOSSY,
     ),
     "YCbCr": ("jpg", save(Image.fromarray(SMOOTH), quality=95), SMOOTH, LOSSY),
     "YCbCr of a TIFF": ("tiff", save(Image.fromarray(RGB).convert("YCbCr")), RGB, (3, 1.5)),
@@ -160,8 +161,7 @@ CASES: dict[str, Kind] = {
         "jpg", save(Image.fromarray(SMOOTH[..., 0]), quality=95), in_three(SMOOTH[..., 0]), LOSSY,
     ),
     "LAB of gray": (
-        "tiff", save(Image.fromarray(np.dstack([GRAY, np.zeros((HEIGHT, WIDTH, 2), np.uint8)]),
-                                     "LAB")),
+        "tiff", save(of_mode("LAB", np.dstack([GRAY, np.zeros((HEIGHT, WIDTH, 2), np.uint8)]))),
         in_three(GRAY), (12, 8.0),
     ),
     "I;16": ("png", save_deep(DEEP_GRAY), in_three(GRAY), EXACT),
@@ -190,6 +190,12 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Kind]:
     kind = CASES[request.param]
     path = tmp_path / f"picture.{kind[0]}"
     kind[1](path)
+    if request.param == "YCbCr of a TIFF":
+        # Releases before 13 cannot read what they write.
+        with Image.open(path) as picture, suppress(OSError):
+            picture.load()
+            return path, kind
+        pytest.skip("this Pillow does not read TIFFs in YCbCr")
     return path, kind
 
 
