@@ -74,7 +74,9 @@ class _Section:
 
 
 def write_check_report(
-    report: CheckReport, splits: Sequence[tuple[CocoColumns | None, Path | None]], out: Path
+    report: CheckReport,
+    splits: Sequence[tuple[CocoColumns | None, Path | None]],
+    out: str | Path,
 ) -> None:
     """Write one HTML file that shows what a check found, with charts and some pictures.
 
@@ -83,6 +85,7 @@ def write_check_report(
     below `MAX_BYTES` by telling less where it has to. The same data give the same page. Raises
     DetrKitError where `out` is one of the annotation files.
     """
+    out = Path(out)
     for path in report.annotations:
         if out.exists() and path.exists() and out.samefile(path):
             raise DetrKitError(f"{out}: it is a file that was checked; choose another to write")
