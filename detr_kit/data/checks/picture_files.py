@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import os
 import stat
-import struct
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image, ImageFile
 
+from detr_kit.data.checks.picture_bytes import FileBytes, read_ends
 from detr_kit.errors import DetrKitError
 from detr_kit.images import (
     EXIF_ORIENTATION,
@@ -32,23 +28,12 @@ from detr_kit.sizes import SizeHW
 # Decoders and metadata hold a file twice at most: larger ones could take more than 1 GiB. As many
 # pixels as Pillow allows, in three uncompressed channels of 16 bits, still pass.
 MAX_FILE_BYTES = 2**29 + 2**20
-# Pillow holds other chunks of a PNG than its pixels as a whole.
-MAX_PNG_CHUNK = 2**26
 # What decoding may take, and what it takes at most, in bytes a pixel: the most were measured.
 MAX_DECODING_BYTES = 2**30 - 2**26
 _BYTES_A_PIXEL = {"PNG": 8, "GIF": 8, "BMP": 8, "AVIF": 14, "WEBP": 17, "JPEG2000": 20}
 _OTHER_BYTES_A_PIXEL = 12  # progressive JPEG in CMYK, TIFF of 16 bits
 # What all threads may decode at once; larger pictures wait for each other.
 _LARGE_PIXELS = 2**22
-_BLOCK = 2**20
-_TAIL = 4096
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks that a file may have without end; Pillow is asked what it makes of more.
-_MAX_CHUNKS = 2**17
-_METADATA_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-# Bytes a value by the type of a TIFF's tag; of one byte where not listed.
-_TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 # Formats whose end can be told from a few bytes; the few files of others are decoded.
 _END_IS_KNOWN = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 
@@ -67,18 +52,6 @@ class PictureFile:
     orientation: int = 1
     remarks: tuple[tuple[str, str], ...] = ()
     digest: bytes | None = None
-
-
-@dataclass(frozen=True)
-class _Ends:
-    """What the bytes of a file tell before Pillow sees them."""
-
-    num_bytes: int
-    ends_early: bool
-    png_depth: int
-    png_metadata_after_pixels: bool
-    too_large: str | None
-    digest: bytes
 
 
 @dataclass(frozen=True)
@@ -102,7 +75,7 @@ class Inspector:
             return PictureFile(fault)
         try:
             with path.open("rb") as file:
-                ends = _read_ends(file, num_bytes)
+                ends = read_ends(file, num_bytes)
         except OSError as error:
             return PictureFile(("unreadable", f"cannot be read: {reason_of(error)}"))
         if ends.too_large is not None:
@@ -122,7 +95,7 @@ class Inspector:
             found = PictureFile(_damage(error, ends))
         return replace(found, digest=ends.digest)
 
-    def _found(self, picture: Image.Image, ends: _Ends) -> PictureFile:
+    def _found(self, picture: Image.Image, ends: FileBytes) -> PictureFile:
         if (fault := _refused(picture)) is not None:
             return PictureFile(fault)
         remarks = _remarks(picture, ends)
@@ -204,97 +177,6 @@ def _fault_of_entry(path: Path) -> tuple[tuple[str, str] | None, int]:
     return None, size
 
 
-def _read_ends(file: BinaryIO, num_bytes: int) -> _Ends:
-    head = file.read(32)
-    file.seek(max(0, num_bytes - _TAIL))
-    ends_early = _ends_early(file, head, file.read(_TAIL), num_bytes)
-    depth, metadata_after_pixels, too_large = 8, False, None
-    if head.startswith(_PNG) and len(head) > 24:
-        depth = head[24]
-        pixels_seen = False
-        for count, (kind, length) in enumerate(_png_chunks(file)):
-            pixels_seen |= kind == b"IDAT"
-            metadata_after_pixels |= count > _MAX_CHUNKS
-            metadata_after_pixels |= pixels_seen and kind in _METADATA_CHUNKS
-            # A damaged length says nothing about what is there to be read.
-            length = min(length, num_bytes - file.tell())
-            if length > MAX_PNG_CHUNK and kind not in (b"IDAT", b"fdAT"):
-                too_large = f"too large: a chunk {kind.decode('latin-1')!r} of {length} bytes"
-    file.seek(0)
-    return _Ends(num_bytes, ends_early, depth, metadata_after_pixels, too_large, _digest(file))
-
-
-def _digest(file: BinaryIO) -> bytes:
-    hashed = hashlib.blake2b(digest_size=16)
-    while block := file.read(_BLOCK):
-        hashed.update(block)
-    return hashed.digest()
-
-
-def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yield the type and length of the chunks, up to the end, or one more than too many."""
-    file.seek(len(_PNG))
-    for _ in range(_MAX_CHUNKS + 2):
-        start = file.read(8)
-        if len(start) < 8 or start[4:] == b"IEND":
-            return
-        length = int.from_bytes(start[:4], "big")
-        yield start[4:], length
-        file.seek(length + 4, os.SEEK_CUR)
-
-
-def _ends_early(file: BinaryIO, head: bytes, tail: bytes, num_bytes: int) -> bool:
-    """Whether a file of a known format seems to lack its end.
-
-    It need not: bytes may follow the end, and some decoders do without. Decoding tells.
-    """
-    if head.startswith(b"\xff\xd8\xff"):
-        return b"\xff\xd9" not in tail
-    if head.startswith(_PNG):
-        return b"IEND" not in tail
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return not tail.rstrip(b"\0").endswith(b";")
-    if head.startswith(b"RIFF"):
-        return int.from_bytes(head[4:8], "little") + 8 > num_bytes
-    if head.startswith(b"BM"):
-        return int.from_bytes(head[2:6], "little") > num_bytes
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return _tiff_directory_ends_early(file, head, num_bytes)
-    if head[4:8] in (b"ftyp", b"jP  "):
-        return _boxes_end_early(file, num_bytes)
-    return False
-
-
-def _tiff_directory_ends_early(file: BinaryIO, head: bytes, num_bytes: int) -> bool:
-    """Whether the first directory of a TIFF, or a value that it points to, passes the end."""
-    order = "<" if head.startswith(b"II") else ">"
-    (start,) = struct.unpack(f"{order}I", head[4:8].ljust(4, b"\xff"))
-    file.seek(start)
-    (count,) = struct.unpack(f"{order}H", file.read(2).ljust(2, b"\xff"))
-    entries = file.read(12 * count)
-    if start + 2 + 12 * count + 4 > num_bytes:
-        return True
-    for _, kind, length, place in struct.iter_unpack(f"{order}HHII", entries):
-        size = _TIFF_BYTES.get(kind, 1) * length
-        if size > 4 and place + size > num_bytes:
-            return True
-    return False
-
-
-def _boxes_end_early(file: BinaryIO, num_bytes: int) -> bool:
-    """Whether a box of an AVIF or JPEG 2000 file passes the end, or has no plain length."""
-    position = 0
-    for _ in range(_MAX_CHUNKS):
-        if position >= num_bytes:
-            break
-        file.seek(position)
-        length = int.from_bytes(file.read(4), "big")
-        if length < 8:
-            return True
-        position += length
-    return position != num_bytes
-
-
 def _tiff_strips_end_early(picture: Image.Image, num_bytes: int) -> bool:
     tags = getattr(picture, "tag_v2", {})
     # Strips or tiles: where each starts, and how many bytes it has.
@@ -311,13 +193,13 @@ def _numbers(value: object) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else ()
 
 
-def _damage(error: Exception, ends: _Ends) -> tuple[str, str]:
+def _damage(error: Exception, ends: FileBytes) -> tuple[str, str]:
     if ends.ends_early or "truncated" in str(error).lower():
         return "truncated", f"cut off after {ends.num_bytes} bytes: {reason_of(error)}"
     return "unreadable", f"cannot be read: {reason_of(error)}"
 
 
-def _remarks(picture: Image.Image, ends: _Ends) -> tuple[tuple[str, str], ...]:
+def _remarks(picture: Image.Image, ends: FileBytes) -> tuple[tuple[str, str], ...]:
     remarks = []
     # The other pictures of an MPO are made from the first: previews, depth, a stereo partner.
     if picture.format != "MPO" and getattr(picture, "is_animated", False):
