@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "tools" / "benchmark"
 
 @pytest.mark.parametrize(
     "script",
-    ["annotations.py", "coco_sized.py", "pipeline.py", "resize.py", "workers.py"],
+    ["annotations.py", "coco_sized.py", "evaluation.py", "pipeline.py", "resize.py", "workers.py"],
 )
 def test_scripts_start(script: str) -> None:
     done = subprocess.run(

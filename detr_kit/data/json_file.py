@@ -12,12 +12,12 @@ import msgspec
 from detr_kit.errors import DetrKitError
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """Return the content of an annotation file; raises DetrKitError naming it."""
+def read_bytes(path: str | Path, kind: str = "annotation file") -> bytes:
+    """Return the content of a file; raises DetrKitError naming it and its `kind`."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise DetrKitError(f"{path}: no such annotation file") from error
+        raise DetrKitError(f"{path}: no such {kind}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DetrKitError(f"{path}: cannot read the file: {reason}") from error
@@ -34,7 +34,7 @@ def decode_json(path: Path, content: bytes, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(content, type=type_)
     except msgspec.ValidationError as error:
-        raise DetrKitError(f"{path}: not a COCO annotation file: {error}") from error
+        raise _not_coco(path, content, error) from error
     except (msgspec.DecodeError, UnicodeDecodeError):
         content = _plain_json(path, content)
     except RecursionError as error:
@@ -42,11 +42,18 @@ def decode_json(path: Path, content: bytes, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(content, type=type_)
     except msgspec.ValidationError as error:
-        raise DetrKitError(f"{path}: not a COCO annotation file: {error}") from error
+        raise _not_coco(path, content, error) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DetrKitError(f"{path}: not a json file: {_json_fault(content, error)}") from error
     except RecursionError as error:
         raise DetrKitError(f"{path}: not a json file: nested too deeply") from error
+
+
+def _not_coco(path: Path, content: bytes, error: Exception) -> DetrKitError:
+    fault = str(error)
+    if content.lstrip()[:1] == b"[":
+        fault = "it holds a list, as results files do; are annotations and results swapped?"
+    return DetrKitError(f"{path}: not a COCO annotation file: {fault}")
 
 
 def _plain_json(path: Path, content: bytes) -> bytes:

@@ -2,135 +2,166 @@
 
 from __future__ import annotations
 
-import json
-import math
-import warnings
-from collections.abc import Mapping, Sequence
-from numbers import Real
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from detr_kit.data.soundness import rows_of
 from detr_kit.detections import Detections
-from detr_kit.errors import DetrKitError, DetrKitWarning
-from detr_kit.evaluation.ground_truth import GroundTruth, read_json
+from detr_kit.errors import DetrKitError
+from detr_kit.evaluation.found import FoundObjects, ResultColumns
+from detr_kit.evaluation.ground_truth import GroundTruth
+from detr_kit.evaluation.result_rows import (
+    LISTED,
+    ResultRow,
+    columns_of_rows,
+    is_id,
+    read_results,
+    required_finite,
+    short,
+)
 from detr_kit.files import atomic_write
 
-Results = str | Path | Sequence[Mapping[str, Any]] | Mapping[int, Detections]
+_COLUMNS = 7  # of an array: image id, x, y, w, h, score, category id
 
-MAX_DETECTIONS = 100  # an image and class, as COCO scores them
-# Other detectors' own evaluations cut at 0.05 at most; more costs AP.
-USUAL_CUT = 0.05
-LISTED = 5  # unknown ids in one error
+Results = (
+    str | Path | Sequence[Mapping[str, Any]] | Mapping[int, Detections] | np.ndarray | ResultColumns
+)
 
 
-def result_rows(results: Results) -> tuple[str, Sequence[Mapping[str, Any]]]:
-    """Return what errors call the results, and one COCO dict a detection."""
+def result_columns(results: Results) -> ResultColumns:
+    """Return results of any form as columns.
+
+    A results file, its list of dicts, Detections by image id, or an array (D, 7) of image id, x,
+    y, w, h, score and category id, as `pycocotools.COCO.loadRes` takes it. Raises DetrKitError
+    naming the file and the entry that is no COCO result, or is not finite.
+    """
+    if isinstance(results, ResultColumns):
+        return results
     if isinstance(results, str | Path):
-        rows = read_json(Path(results))
-        if not isinstance(rows, list):
-            raise DetrKitError(f"{results}: not a COCO results file: expected a list at the top")
-        return str(results), rows
+        return read_results(Path(results))
+    if isinstance(results, np.ndarray):
+        return _of_array(results)
     if isinstance(results, Mapping):
-        return "results", [
-            row for image_id, found in results.items() for row in found.to_coco(int(image_id))
-        ]
-    return "results", results
-
-
-def write_results(path: str | Path, results: Results) -> None:
-    """Write a COCO results file: a list with image_id, category_id, bbox (xywh) and score."""
-    _, rows = result_rows(results)
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(list(rows), file, allow_nan=False)
-
-
-def result_annotations(
-    name: str, rows: Sequence[Mapping[str, Any]], truth: GroundTruth
-) -> list[dict[str, Any]]:
-    """Check the results and return them as the annotations that pycocotools would make of them.
-
-    Raises DetrKitError for a row without a key, a box or score that is not finite, and for ids
-    that the annotation file does not know, listing the first of them.
-    """
-    unknown: dict[str, dict[Any, None]] = {"image": {}, "category": {}}
-    annotations = []
-    for number, row in enumerate(rows):
-        try:
-            image_id, category_id = row["image_id"], row["category_id"]
-            box_xywh, score = row["bbox"], row["score"]
-        except (KeyError, TypeError, IndexError) as error:
-            raise DetrKitError(
-                f"{name}: entry {number} is not a COCO result: expected image_id, category_id, "
-                "bbox and score"
-            ) from error
-        if not _is_box(box_xywh) or not _is_finite(score):
-            raise DetrKitError(
-                f"{name}: entry {number} has bbox {box_xywh!r} and score {score!r}, "
-                "expected finite numbers"
-            )
-        if not _known(image_id, truth.image_ids):
-            unknown["image"][str(image_id)] = None
-        elif not _known(category_id, truth.categories.column_of):
-            unknown["category"][str(category_id)] = None
-        annotations.append(
-            {
-                "id": number + 1,
-                "image_id": image_id,
-                "category_id": category_id,
-                "bbox": box_xywh,
-                "area": box_xywh[2] * box_xywh[3],
-                "iscrowd": 0,
-                "score": score,
-            }
+        return _of_detections(results)
+    if not isinstance(results, Iterable):
+        raise DetrKitError(
+            "results: expected a COCO results file, its list of dicts, Detections by image id, or "
+            f"an array, got {type(results).__name__}"
         )
-    for kind, ids in unknown.items():
-        if ids:
-            first = ", ".join(list(ids)[:LISTED])
-            more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
-            raise DetrKitError(f"{name}: {kind} ids {first}{more} are not in {truth.path}")
-    return annotations
+    return columns_of_rows("results", results)
 
 
-def warn_of_threshold(name: str, rows: Sequence[Mapping[str, Any]], num_images: int) -> None:
-    """Warn where results look cut at a score, which takes AP away.
-
-    The sign: no score at or below 0.05, in a data set where some image has fewer than the 100
-    detections that are scored, and images differ in their number of detections (a detector with a
-    fixed number of queries that keeps all of them gives every image the same number, whatever its
-    scores).
-    """
-    if not rows:
-        return
-    lowest = min(row["score"] for row in rows)
-    _, counts = np.unique([row["image_id"] for row in rows], return_counts=True)
-    fewest = int(counts.min()) if len(counts) == num_images else 0
-    if lowest > USUAL_CUT and fewest < MAX_DETECTIONS and fewest != counts.max():
-        warnings.warn(
-            f"{name}: the lowest score is {lowest:.3f}, so detections seem to be cut at a "
-            "threshold; AP counts low-scored detections too and comes out lower: predict at "
-            "threshold 0 to score",
-            DetrKitWarning,
-            stacklevel=3,
-        )
-
-
-def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple | np.ndarray)
-        and len(value) == 4
-        and all(_is_finite(number) for number in value)
+def joined(parts: Sequence[ResultColumns]) -> ResultColumns:
+    """Return the detections of several parts, one after the other."""
+    return ResultColumns(
+        parts[0].name,
+        np.concatenate([part.image_ids for part in parts]),
+        np.concatenate([part.category_ids for part in parts]),
+        np.concatenate([part.boxes_xywh for part in parts]),
+        np.concatenate([part.scores for part in parts]),
     )
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether the value is a finite number, of Python or of numpy."""
-    return isinstance(value, Real) and math.isfinite(value)
+def found_objects(results: Results, truth: GroundTruth) -> FoundObjects:
+    """Return results as scoring takes them; see `result_columns` for what they may be.
+
+    Raises DetrKitError for image or category ids that the annotation file does not know, listing
+    the first of them.
+    """
+    columns = result_columns(results)
+    image_rows = rows_of(columns.image_ids, truth.image_ids)
+    class_columns = rows_of(columns.category_ids, truth.categories.ids_array)
+    for kind, ids, rows in (
+        ("image", columns.image_ids, image_rows),
+        ("category", columns.category_ids, class_columns),
+    ):
+        if (rows < 0).any():
+            unknown, first_places = np.unique(ids[rows < 0], return_index=True)
+            unknown = unknown[np.argsort(first_places)]
+            listed = ", ".join(str(id_) for id_ in unknown[:LISTED])
+            more = f" and {len(unknown) - LISTED} more" if len(unknown) > LISTED else ""
+            raise DetrKitError(f"{columns.name}: {kind} ids {listed}{more} are not in {truth.path}")
+    return FoundObjects(
+        columns.name,
+        image_rows.astype(np.int32),
+        class_columns.astype(np.int32),
+        columns.boxes_xywh,
+        columns.scores,
+    )
 
 
-def _known(id_: Any, ids: Any) -> bool:
-    try:
-        return id_ in ids
-    except TypeError:  # a list, say
-        return False
+def write_results(path: str | Path, results: Results) -> None:
+    """Write a COCO results file: a list with image_id, category_id, bbox (xywh) and score.
+
+    Raises DetrKitError where an entry is no COCO result or is not finite.
+    """
+    columns = result_columns(results)
+    rows = zip(
+        columns.image_ids.tolist(),
+        columns.category_ids.tolist(),
+        columns.boxes_xywh.tolist(),
+        columns.scores.tolist(),
+        strict=True,
+    )
+    encoder = msgspec.json.Encoder()
+    separator = b"["
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        for image_id, category_id, box_xywh, score in rows:
+            row = ResultRow(image_id, category_id, tuple(box_xywh), score)
+            file.write(separator + encoder.encode(row))
+            separator = b",\n"
+        file.write(b"]\n" if len(columns) else b"[]\n")
+
+
+def _of_array(array: np.ndarray) -> ResultColumns:
+    if array.ndim != 2 or array.shape[1] != _COLUMNS or array.dtype.kind not in "fiu":
+        raise DetrKitError(
+            f"results: expected an array (D, {_COLUMNS}) of image id, x, y, w, h, score and "
+            f"category id, got {array.shape} {array.dtype}"
+        )
+    image_ids, category_ids = _ids(array, 0, "image_id"), _ids(array, 6, "category_id")
+    boxes_xywh = np.ascontiguousarray(array[:, 1:5], dtype=np.float64)
+    scores = np.ascontiguousarray(array[:, 5], dtype=np.float64)
+    return required_finite(ResultColumns("results", image_ids, category_ids, boxes_xywh, scores))
+
+
+def _ids(array: np.ndarray, place: int, kind: str) -> np.ndarray:
+    values = array[:, place]
+    with np.errstate(invalid="ignore"):  # NaN has no integer; the comparison finds it
+        ids = values.astype(np.int64)
+    fault, bad = "is not an integer", ids != values
+    if not bad.any() and array.dtype.kind == "f":
+        # 2,008,000,008 in float32 would silently become another picture
+        fault = f"{array.dtype} may have rounded; use float64 or rows of dicts"
+        bad = np.abs(values) > 2.0 ** (np.finfo(array.dtype).nmant + 1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise DetrKitError(f"results: entry {row} has {kind} {values[row]}, which {fault}")
+    return ids
+
+
+def _of_detections(results: Mapping[int, Detections]) -> ResultColumns:
+    """Width and height are taken in float64, as `Detections.to_coco` does."""
+    for image_id, found in results.items():
+        if not isinstance(found, Detections) or not is_id(image_id):
+            raise DetrKitError(
+                f"results: expected Detections by image id, got {type(found).__name__} under "
+                f"{short(image_id)}"
+            )
+    counts = [len(found) for found in results.values()]
+    corners = [np.empty((0, 4)), *(found.boxes_xyxy for found in results.values())]
+    boxes_xywh = np.concatenate(corners, dtype=np.float64)
+    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+    category_ids = [np.empty(0, np.int64), *(found.category_ids for found in results.values())]
+    scores = [np.empty(0), *(found.scores for found in results.values())]
+    return ResultColumns(
+        "results",
+        np.array([int(image_id) for image_id in results], dtype=np.int64).repeat(counts),
+        np.concatenate(category_ids),
+        boxes_xywh,
+        np.concatenate(scores, dtype=np.float64),
+    )

@@ -19,10 +19,14 @@ from detr_kit.data.loading import eval_loader, noting_skipped
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import evaluate_results
+from detr_kit.evaluation.found import ResultColumns
 from detr_kit.evaluation.metrics import CocoMetrics
-from detr_kit.evaluation.results import write_results
+from detr_kit.evaluation.options import ScoringOptions
+from detr_kit.evaluation.results import result_columns, write_results
 from detr_kit.prediction import predict_batches
 from detr_kit.preprocess import Preprocessing
+
+OnBadImage = Literal["raise", "skip"]
 
 
 class Evaluated(Protocol):
@@ -42,7 +46,8 @@ def evaluate(
     batch_size: int = 1,
     num_workers: int = 0,
     results_path: str | Path | None = None,
-    on_bad_image: Literal["raise", "skip"] = "raise",
+    on_bad_image: OnBadImage = "raise",
+    options: ScoringOptions | None = None,
 ) -> CocoMetrics:
     """Return the COCO figures of a detector on an annotation file and its folder of images.
 
@@ -54,6 +59,29 @@ def evaluate(
     Raises DetrKitError where the file has a category that the detector does not have under the
     same id and name.
     """
+    found = find_in_dataset(
+        detector,
+        annotations,
+        images,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        on_bad_image=on_bad_image,
+    )
+    if results_path is not None:
+        write_results(results_path, found)
+    return evaluate_results(found, annotations, options=options)
+
+
+def find_in_dataset(
+    detector: Evaluated,
+    annotations: str | Path,
+    images: str | Path,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    on_bad_image: OnBadImage = "raise",
+) -> ResultColumns:
+    """Return what a detector finds in all images of a file; see `evaluate`."""
     if isinstance(detector, str | Path):
         raise DetrKitError(
             f"{detector}: evaluate takes a detector: Detector.from_checkpoint({str(detector)!r})"
@@ -69,10 +97,7 @@ def evaluate(
         num_workers=num_workers,
         on_bad_image="leave_out" if on_bad_image == "skip" else "raise",
     )
-    found = _found(detector, loader, loaded)
-    if results_path is not None:
-        write_results(results_path, found)
-    return evaluate_results(found, annotations)
+    return result_columns(_found(detector, loader, loaded))
 
 
 def _found(

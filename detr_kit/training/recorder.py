@@ -1,10 +1,4 @@
-"""What a run leaves behind for reading: `metrics.jsonl` and TensorBoard events.
-
-One line of `metrics.jsonl` an epoch, with the keys `epoch` (from 1), `step`, `lr`, `seconds`
-(training of the epoch), `images_per_second`, `skipped_images` (unreadable ones, which others
-replaced), `train` (mean of each logged loss) and, where the epoch was evaluated, `val` (the keys of
-`CocoMetrics.to_dict()`) and `eval_seconds`.
-"""
+"""Recording a run while it trains: `metrics.jsonl`, see `run_files`, and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -15,18 +9,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from detr_kit.files import atomic_write
-
-METRICS_FILE = "metrics.jsonl"
-
-
-def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's `metrics.jsonl`; none where it does not exist yet."""
-    path = Path(run_folder) / METRICS_FILE
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    # A line without its end was being written when the process ended.
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+from detr_kit.training.run_files import METRICS_FILE, read_metrics
 
 
 class Recorder:

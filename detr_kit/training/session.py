@@ -21,7 +21,9 @@ from detr_kit.data.loading import Batch, eval_loader, noting_skipped, train_load
 from detr_kit.data.pictures import PictureFolder
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import CocoMetrics, evaluate_results
+from detr_kit.evaluation.found import ResultColumns
 from detr_kit.evaluation.ground_truth import load_ground_truth
+from detr_kit.evaluation.results import joined, result_columns, write_results
 from detr_kit.files import atomic_folder, atomic_write
 from detr_kit.losses import SetCriterion
 from detr_kit.matching import HungarianMatcher
@@ -29,12 +31,12 @@ from detr_kit.prediction import predict_batches
 from detr_kit.preprocess import preprocessing_from
 from detr_kit.training.optimizer import build_optimizer, freeze_backbone_if_asked
 from detr_kit.training.recorder import Recorder
+from detr_kit.training.run_files import CONFIG_FILE, RESULTS_FILE
 from detr_kit.training.schedule import Schedule
 from detr_kit.training.startup import initial_model, resumed_model, setup_rows
 from detr_kit.training.state import Progress, load_training_state, save_training_state
 from detr_kit.training.trainer import Trainer
 
-CONFIG_FILE = "config.yaml"
 # Beside the run: columns of annotation files, for the workers and for the next run.
 INDEX_FOLDER = ".annotation_index"
 
@@ -86,6 +88,8 @@ class Session:
         # evaluation must give what the saved detector gives, in full precision.
         self.bare_model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.recorder: Recorder | None = None
+        # what the last evaluation found in the whole validation split
+        self.found: ResultColumns | None = None
         self.trainer = self._build_trainer(start.architecture)
 
     def _loaders(self, val_split: SplitConfig) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
@@ -178,13 +182,14 @@ class Session:
             preprocessing=self.spec.preprocessing,
             device=self.accelerator.device,
         )
-        own = list(found)
+        own = result_columns(dict(found))
         warn_of_skipped(skipped)
-        everyone = gather_object(own) if self.accelerator.num_processes > 1 else own
+        parts = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        self.found = joined(parts)
         with warnings.catch_warnings():
             # An untrained detector may well find nothing; the table of the epoch says so.
             warnings.simplefilter("ignore", UserWarning)
-            return evaluate_results(dict(everyone), self.truth)
+            return evaluate_results(self.found, self.truth)
 
     def finish_epoch(self, row: dict[str, Any], progress: Progress, *, is_best: bool) -> None:
         if self.recorder is None:
@@ -195,8 +200,10 @@ class Session:
         # the same row and the same `best`.
         self.recorder.write(row)
         if is_best:
+            assert self.found is not None
             with atomic_folder(folder / "best") as checkpoint:
                 save_detector(checkpoint, self.bare_model, self.spec)
+            write_results(folder / RESULTS_FILE, self.found)
         with atomic_folder(folder / "last") as checkpoint:
             save_detector(checkpoint, self.bare_model, self.spec)
             scaler = self.accelerator.scaler

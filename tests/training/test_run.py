@@ -18,9 +18,12 @@ import detr_kit
 from detr_kit.config import dump_config
 from detr_kit.data.sample import write_sample
 from detr_kit.evaluation.coco import evaluate_results
+from detr_kit.evaluation.found import ResultColumns
 from detr_kit.evaluation.ground_truth import GroundTruth
 from detr_kit.evaluation.metrics import CocoMetrics
+from detr_kit.evaluation.results import result_columns
 from detr_kit.training.run import Run, resume, train
+from detr_kit.training.run_files import RESULTS_FILE
 from detr_kit.training.session import Session
 
 PLAIN_DETR = {
@@ -178,9 +181,9 @@ def test_evaluation_in_training_is_that_of_the_saved_detector(
     precision: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scored: list[dict] = []
+    scored: list[ResultColumns] = []
 
-    def keep(results: dict, truth: GroundTruth) -> CocoMetrics:
+    def keep(results: ResultColumns, truth: GroundTruth) -> CocoMetrics:
         scored.append(results)
         return evaluate_results(results, truth)
 
@@ -188,12 +191,13 @@ def test_evaluation_in_training_is_that_of_the_saved_detector(
     run = train(tiny_config(sample, tmp_path / "run", epochs=1, precision=precision))
     detector = detr_kit.Detector.from_checkpoint(run.last)
     coco = json.loads((sample / "annotations/val.json").read_text())
-    assert len(scored[0]) == len(coco["images"])
+    assert set(scored[0].image_ids.tolist()) == {image["id"] for image in coco["images"]}
     for image in coco["images"]:
         [found] = detector.predict(sample / "val" / image["file_name"], threshold=0)
-        during = scored[0][image["id"]]
-        np.testing.assert_allclose(during.scores, found.scores, atol=1e-5)
-        np.testing.assert_allclose(during.boxes_xyxy, found.boxes_xyxy, atol=1e-2)
+        expected = result_columns({image["id"]: found})
+        own = scored[0].image_ids == image["id"]
+        np.testing.assert_allclose(scored[0].scores[own], expected.scores, atol=1e-5)
+        np.testing.assert_allclose(scored[0].boxes_xywh[own], expected.boxes_xywh, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +298,7 @@ def test_two_processes_with_an_empty_batch(
 ) -> None:
     """Under torchrun: some batches hold only images without objects (B4)."""
     data = tmp_path / "data"
-    write_sample(data, "easy", seed=5, train=5, val=40)
+    write_sample(data, "easy", seed=5, train=5, val=41)  # odd: one process has more
     path = data / "annotations/train.json"
     coco = json.loads(path.read_text())
     kept = {image["id"] for image in coco["images"][:3]}
@@ -317,12 +321,17 @@ def test_two_processes_with_an_empty_batch(
     torchrun(REPOSITORY / "tools" / "train.py", str(config))
     run = Run(tmp_path / "two", tiny)
     detector = detr_kit.Detector.from_checkpoint(run.best)
-    metrics = detr_kit.evaluate(detector, val["annotations"], val["images"])
-    assert metrics.ar_100 > 0
     assert run.metrics[-1]["step"] == 60 * steps
     trained = run.metrics[-1]["val"]
-    for name in ("ap", "ap50", "ar_1", "ar_100", "num_images", "num_detections"):
-        assert trained[name] == pytest.approx(getattr(metrics, name), abs=1e-6), name
+    again = detr_kit.evaluate_results(run.folder / RESULTS_FILE, val["annotations"])
+    assert {**again.to_dict(), "seconds": 0} == {**trained, "seconds": 0}
+    for batch_size in (1, 8):
+        metrics = detr_kit.evaluate(
+            detector, val["annotations"], val["images"], batch_size=batch_size
+        )
+        assert metrics.ar_100 > 0
+        for name in ("ap", "ap50", "ar_1", "ar_100", "num_images", "num_detections"):
+            assert trained[name] == pytest.approx(getattr(metrics, name), abs=1e-6), name
 
 
 SHARE_BUFFERS = """
