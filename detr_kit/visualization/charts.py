@@ -33,6 +33,15 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A titled row of SVG drawings with a note under them."""
+
+    title: str
+    drawings: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Band:
     """A part of an axis, told by lines of text that are left out where there is no room.
 
@@ -80,36 +89,42 @@ def markup(drawing: ElementTree.Element) -> str:
 
 def bars(
     names: Sequence[str],
-    values: Sequence[int],
+    values: Sequence[float],
     *,
     label: str,
     tooltips: Sequence[str],
-    top: int | None = None,
+    texts: Sequence[str] | None = None,
+    top: float | None = None,
     name_width: float | None = None,
 ) -> str:
     """Return horizontal bars with their names before them and their values behind them.
 
-    Charts that are to be compared share `top`, the value of a full bar, and `name_width`, see
-    `name_width_of`. Names that are wider are cut.
+    Values are counts unless `texts` says how they are written. Charts that are to be compared share
+    `top`, the value of a full bar, and `name_width`, see `name_width_of`. Names that are wider are
+    cut.
     """
     name_width = name_width_of(names) if name_width is None else name_width
-    top = max(1, top or 0, *values)
-    value_width = width_of(grouped(top), FONT_SIZE) + 4
+    zero_class = "soft" if texts else "zero"
+    if texts is None:
+        top = max(1, top or 0, *values)
+        texts, widest = [grouped(value) for value in values], [grouped(top)]
+    else:
+        top, widest = max(0, top or 0, *values) or 1, list(texts)
     left, row = name_width + 6, 19
-    room = WIDTH - left - value_width
+    room = WIDTH - left - max(width_of(text, FONT_SIZE) for text in widest) - 4
     drawing = svg(label, WIDTH, row * len(names))
-    for place, (name, value, tooltip) in enumerate(zip(names, values, tooltips, strict=True)):
+    for place, (name, value, text) in enumerate(zip(names, values, texts, strict=True)):
         y = row * place
         group = child(drawing, "g", class_="bin")
-        child(group, "title", tooltip)
+        child(group, "title", tooltips[place])
         child(group, "rect", class_="hit", x=0, y=y, width=WIDTH, height=row)
         shown = fitted(name, name_width, FONT_SIZE)
         child(group, "text", shown, x=left - 6, y=y + 14, class_="end")
-        length = max(1.0, room * value / top) if value else 0.0
-        if value:
+        length = max(1.0, room * value / top) if value > 0 else 0.0
+        if length:
             child(group, "rect", class_="bar", x=left, y=y + 3, width=length, height=row - 6)
-        text_class = "soft" if value else "zero"
-        child(group, "text", grouped(value), x=left + length + 4, y=y + 14, class_=text_class)
+        text_class = "soft" if length else zero_class
+        child(group, "text", text, x=left + length + 4, y=y + 14, class_=text_class)
     return markup(drawing)
 
 
@@ -134,7 +149,7 @@ def histogram(
 
     A scale that is not linear is up to the caller: `edges`, `ticks` and `bands` are positions.
     """
-    plot = _Plot(
+    plot = Plot(
         left=40,
         top=34 if bands else 22,
         width=WIDTH - 52,
@@ -147,12 +162,12 @@ def histogram(
     for count, start, end, tooltip in zip(counts, edges[:-1], edges[1:], tooltips, strict=True):
         _draw_bin(drawing, plot, (start, end), plot.height * float(count) / highest, tooltip)
     _draw_bands(drawing, plot, bands)
-    _draw_x_axis(drawing, plot, ticks, x_label)
+    draw_x_axis(drawing, plot, ticks, x_label)
     return markup(drawing)
 
 
 @dataclass(frozen=True)
-class _Plot:
+class Plot:
     """Where the data of a chart are drawn."""
 
     left: float
@@ -176,7 +191,7 @@ class _Plot:
 
 def _draw_bin(
     drawing: ElementTree.Element,
-    plot: _Plot,
+    plot: Plot,
     span: tuple[float, float],
     height: float,
     tooltip: str,
@@ -194,7 +209,7 @@ def _draw_bin(
         child(group, "rect", None, class_="bar", **place, **size)
 
 
-def _draw_y_axis(drawing: ElementTree.Element, plot: _Plot, highest: int, label: str) -> int:
+def _draw_y_axis(drawing: ElementTree.Element, plot: Plot, highest: int, label: str) -> int:
     """Draw lines at round numbers and return the number at the top of the plot."""
     steps = round_steps(highest)
     for value in steps:
@@ -213,8 +228,8 @@ def round_steps(highest: int, most: int = 5) -> list[int]:
     return [step * number for number in range(-(-highest // step) + 1)]
 
 
-def _draw_x_axis(
-    drawing: ElementTree.Element, plot: _Plot, ticks: Sequence[Tick], label: str
+def draw_x_axis(
+    drawing: ElementTree.Element, plot: Plot, ticks: Sequence[Tick], label: str
 ) -> None:
     """Write the ticks: all, or every second, third ... where they would overlap."""
     child(
@@ -230,7 +245,7 @@ def _draw_x_axis(
     child(drawing, "text", label, class_="middle soft", x=middle, y=plot.bottom + 33)
 
 
-def _stride(plot: _Plot, ticks: Sequence[Tick]) -> int:
+def _stride(plot: Plot, ticks: Sequence[Tick]) -> int:
     spans = [(plot.x(tick.position), width_of(tick.text, FONT_SIZE) / 2 + 2) for tick in ticks]
     stride = 1
     while any(
@@ -241,7 +256,7 @@ def _stride(plot: _Plot, ticks: Sequence[Tick]) -> int:
     return stride
 
 
-def _draw_bands(drawing: ElementTree.Element, plot: _Plot, bands: Sequence[Band]) -> None:
+def _draw_bands(drawing: ElementTree.Element, plot: Plot, bands: Sequence[Band]) -> None:
     for place, band in enumerate(bands):
         left = max(plot.left, plot.x(band.start))
         right = min(plot.right, plot.x(band.end))

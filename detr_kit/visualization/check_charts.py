@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from detr_kit.data.coco_file import CocoColumns
 from detr_kit.visualization.charts import (
     Band,
+    Figure,
     Tick,
     bars,
     heat_map,
@@ -27,15 +27,6 @@ BOTTOM_CATEGORIES = 20
 # Bounds of COCO's small, medium and large objects, sides in pixels.
 _SMALL, _MEDIUM = 32, 96
 _SHARE_BINS = 25
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A titled row of SVG drawings with a note under them."""
-
-    title: str
-    drawings: tuple[str, ...]
-    note: str = ""
 
 
 def category_figure(columns: CocoColumns, numbers: Distributions) -> Figure:

@@ -9,9 +9,8 @@ from pathlib import Path
 from detr_kit.data.checks.findings import CheckReport, Finding, Severity
 from detr_kit.data.coco_file import CocoColumns
 from detr_kit.errors import DetrKitError
-from detr_kit.files import atomic_write
+from detr_kit.visualization.charts import Figure
 from detr_kit.visualization.check_charts import (
-    Figure,
     aspect_figure,
     category_figure,
     number_figure,
@@ -20,12 +19,10 @@ from detr_kit.visualization.check_charts import (
     size_figure,
 )
 from detr_kit.visualization.distributions import Distributions, distributions_of
-from detr_kit.visualization.page import render
+from detr_kit.visualization.page import write_page
 from detr_kit.visualization.sample_pictures import SamplePicture, sample_pictures
 from detr_kit.visualization.texts import grouped
 
-# A page that can be mailed stays below this.
-MAX_BYTES = 1_400_000
 # Pictures of one file, and of all files together with the bytes of their JPEGs.
 _PICTURES = 12
 _ALL_PICTURES = 36
@@ -82,7 +79,7 @@ def write_check_report(
 
     `splits` has, for each file of the report, its columns, None where it could not be read, and
     its image folder, None where none was given. The page loads nothing and runs nothing; it stays
-    below `MAX_BYTES` by telling less where it has to. The same data give the same page. Raises
+    below `page.MAX_BYTES` by telling less where it has to. The same data give the same page. Raises
     DetrKitError where `out` is one of the annotation files.
     """
     out = Path(out)
@@ -99,14 +96,7 @@ def write_check_report(
         "other_findings": [found for found in report.findings if found.annotations not in paths],
         "totals": _totals(report),
     }
-    page = b""
-    for detail in _DETAILS:
-        is_shortened = detail is not _DETAILS[0]
-        page = render("check.html", detail=detail, is_shortened=is_shortened, **values)
-        if len(page) <= MAX_BYTES:
-            break
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(page)
+    write_page(out, "check.html", _DETAILS, values)
 
 
 def _totals(report: CheckReport) -> list[_Total]:

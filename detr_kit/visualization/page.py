@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from detr_kit import __version__
+from detr_kit.files import atomic_write
 from detr_kit.visualization.texts import grouped, readable
+
+# A page that can be mailed stays below this.
+MAX_BYTES = 1_400_000
+
+
+def write_page(out: Path, template: str, details: Sequence[Any], values: Mapping[str, Any]) -> None:
+    """Write the page of a template, with the first of `details` that keeps it below `MAX_BYTES`.
+
+    `details`, from the fullest to the shortest, say how much is told; a template finds its own as
+    `detail`, and whether it is a shorter one as `is_shortened`.
+    """
+    page = b""
+    for detail in details:
+        is_shortened = detail is not details[0]
+        page = render(template, detail=detail, is_shortened=is_shortened, **values)
+        if len(page) <= MAX_BYTES:
+            break
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(page)
 
 
 def render(template: str, **values: Any) -> bytes:

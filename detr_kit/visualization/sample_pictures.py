@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from detr_kit.data.box_faults import clip_boxes
 from detr_kit.data.coco_file import CocoColumns
-from detr_kit.data.names import stays_inside
-from detr_kit.detections import category_color
 from detr_kit.errors import DetrKitError
-from detr_kit.images import read_image
-from detr_kit.visualization.charts import FONT_SIZE, child, data_uri, markup, svg, written
+from detr_kit.visualization.charts import child, markup
 from detr_kit.visualization.distributions import Distributions
-from detr_kit.visualization.texts import counted, fitted, grouped, readable, width_of
+from detr_kit.visualization.picture_drawings import (
+    LONG_SIDE,
+    color_of,
+    draw_names,
+    draw_outlines,
+    draw_picture,
+    picture_drawing,
+    read_picture,
+    small_jpeg,
+)
+from detr_kit.visualization.texts import counted, grouped, readable
 
-# Longer side of a drawing, in pixels of its JPEG.
-LONG_SIDE = 320
-# Names that are written on one picture; more would hide it.
-MAX_LABELS = 12
 # Categories that are listed under one picture, and those that have a colour in it.
 MAX_LISTED = 6
 MAX_COLORS = 24
@@ -36,9 +36,6 @@ _OTHER_COLOR = "#808080"
 _TRIES = 3
 # Radius of what points out a small box.
 _RING = 14
-# How much wider bold letters are.
-_BOLD = 1.15
-_QUALITIES = (80, 65, 50, 35, 20)
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def sample_pictures(
         if len(samples.pictures) >= count or tried >= count * _TRIES:
             break
         try:
-            picture = _read(columns, row, folder)
+            picture = read_picture(folder, columns.file_names[row], columns.sizes_hw[row])
         except DetrKitError as error:
             samples.skipped.append(f"{columns.file_names[row] or '(no name)'}: {error}")
             continue
@@ -124,29 +121,6 @@ def _spread(length: int, count: int) -> list[int]:
     return list(rows) if length else []
 
 
-def _read(columns: CocoColumns, row: int, folder: Path) -> np.ndarray:
-    """Return the RGB (H, W, 3) pixels; raises DetrKitError that says why there are none."""
-    name = columns.file_names[row]
-    if not stays_inside(name):
-        raise DetrKitError("not a name inside the image folder")
-    path = folder / name
-    try:
-        # Also keeps from waiting for what a pipe or a device has to say.
-        if not path.is_file():
-            raise DetrKitError("no such image file")
-    except (OSError, ValueError) as error:
-        raise DetrKitError("not a name that a file can have") from error
-    height, width = columns.sizes_hw[row].tolist()
-    expected_hw = (height, width) if height > 0 and width > 0 else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            return read_image(path, expected_size_hw=expected_hw)
-        except DetrKitError as error:
-            raise DetrKitError(str(error).removeprefix(f"{path}: ")) from error
-
-
 def _drawn(
     columns: CocoColumns,
     numbers: Distributions,
@@ -163,14 +137,12 @@ def _drawn(
     objects, category_ids = numbers.is_object[rows], columns.category_id_of[rows]
     num_objects = int(numbers.objects_of_image[row])
     name = columns.file_names[row]
-    drawing = svg(f"{name}: {counted(num_objects, 'object')}", width, height)
-    drawing.set("class", "chart picture")
-    jpeg = data_uri("image/jpeg", _jpeg(picture, max_bytes))
-    place = {"x": "0", "y": "0", "width": written(width), "height": written(height)}
-    child(drawing, "image", None, preserveAspectRatio="none", href=jpeg, **place)
+    drawing = picture_drawing(f"{name}: {counted(num_objects, 'object')}", (width, height))
+    draw_picture(drawing, small_jpeg(picture, max_bytes), (width, height))
     names = _name_of_category(columns, numbers)
     listed = _draw_boxes(drawing, boxes_xyxy, category_ids, objects, names)
-    _draw_names(drawing, boxes_xyxy[objects], category_ids[objects], names, (width, height))
+    labels = [names.get(id_, "?") for id_ in category_ids[objects].tolist()]
+    draw_names(drawing, boxes_xyxy[objects], labels, (width, height))
     if any(reason.startswith("smallest") for reason in reasons) and objects.any():
         _draw_ring(drawing, boxes_xyxy[objects])
     return SamplePicture(
@@ -205,20 +177,6 @@ def _name_of_category(columns: CocoColumns, numbers: Distributions) -> dict[int,
     }
 
 
-def _jpeg(picture: np.ndarray, max_bytes: int) -> bytes:
-    """Return a small JPEG; of pictures that are hard to compress, a coarser one."""
-    small = Image.fromarray(picture)
-    small.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.BILINEAR)
-    content = b""
-    for quality in _QUALITIES:
-        file = io.BytesIO()
-        small.save(file, "JPEG", quality=quality, optimize=True)
-        content = file.getvalue()
-        if len(content) <= max_bytes:
-            break
-    return content
-
-
 def _draw_boxes(
     drawing: ElementTree.Element,
     boxes_xyxy: np.ndarray,
@@ -230,64 +188,26 @@ def _draw_boxes(
     groups = []
     for category_id in np.unique(category_ids).tolist():
         name = readable(names.get(category_id, f"unknown category {category_id}"), 60)
-        color = "#{:02x}{:02x}{:02x}".format(*category_color(category_id))
         for single, shown in ((True, name), (False, f"{name}: crowd region")):
             chosen = (category_ids == category_id) & (objects == single)
             if chosen.any():
-                category = ListedCategory(shown, color, int(chosen.sum()))
+                category = ListedCategory(shown, color_of(category_id), int(chosen.sum()))
                 groups.append((category, chosen, "box" if single else "box crowd"))
     groups.sort(key=lambda group: -group[0].count)
     if len(groups) > MAX_COLORS:
         others = np.any([chosen for _, chosen, _ in groups[MAX_COLORS:]], axis=0)
         other = ListedCategory("other categories", _OTHER_COLOR, int(others.sum()))
-        _draw_path(drawing, boxes_xyxy[others], other, "box")
+        _draw_category(drawing, boxes_xyxy[others], other, "box")
     for category, chosen, look in groups[:MAX_COLORS]:
-        _draw_path(drawing, boxes_xyxy[chosen], category, look)
+        _draw_category(drawing, boxes_xyxy[chosen], category, look)
     return [category for category, _, _ in groups]
 
 
-def _draw_path(
+def _draw_category(
     drawing: ElementTree.Element, boxes_xyxy: np.ndarray, category: ListedCategory, look: str
 ) -> None:
-    outline = _outline(boxes_xyxy)
-    path = child(drawing, "path", class_=look, stroke=category.color, d=outline)
-    child(path, "title", f"{category.name} ({grouped(category.count)})")
-
-
-def _outline(boxes_xyxy: np.ndarray) -> str:
-    return "".join(
-        f"M{written(x0)} {written(y0)}H{written(x1)}V{written(y1)}H{written(x0)}Z"
-        for x0, y0, x1, y1 in boxes_xyxy.tolist()
-    )
-
-
-def _draw_names(
-    drawing: ElementTree.Element,
-    boxes_xyxy: np.ndarray,
-    category_ids: np.ndarray,
-    names: dict[int, str],
-    size_wh: tuple[float, float],
-) -> None:
-    """Write the names of the first boxes, where they do not overlap."""
-    taken: list[tuple[float, float, float, float]] = []
-    for box_xyxy, category_id in zip(
-        boxes_xyxy[: 4 * MAX_LABELS], category_ids.tolist(), strict=False
-    ):
-        name = fitted(names.get(category_id, "?"), size_wh[0] / 2, FONT_SIZE)
-        width = _BOLD * width_of(name, FONT_SIZE)
-        x = float(max(0, min(box_xyxy[0] + 3, size_wh[0] - width)))
-        y = float(min(box_xyxy[1] + FONT_SIZE + 1, size_wh[1] - 2))
-        place = (x, y - FONT_SIZE, x + width, y)
-        if len(taken) == MAX_LABELS or any(_overlap(place, other) for other in taken):
-            continue
-        taken.append(place)
-        child(drawing, "text", name, class_="name", x=x, y=y)
-
-
-def _overlap(
-    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
-) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    tooltip = f"{category.name} ({grouped(category.count)})"
+    draw_outlines(drawing, boxes_xyxy, color=category.color, look=look, tooltip=tooltip)
 
 
 def _draw_ring(drawing: ElementTree.Element, boxes_xyxy: np.ndarray) -> None:

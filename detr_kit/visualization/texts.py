@@ -38,6 +38,8 @@ def _advance(sign: str) -> float:
         return 0.35
     if sign in "mwMW@%—":
         return 0.92
+    if sign.isdigit():
+        return 0.64
     return 0.7 if sign.isupper() else 0.6
 
 
@@ -69,6 +71,11 @@ def compact(value: float) -> str:
         if abs(value) >= unit:
             return f"{value / unit:.3g}{letter}"
     return f"{value:g}"
+
+
+def decimal(value: float, places: int = 3) -> str:
+    """Write 0.123, and numbers that would become long as 1.234e+05."""
+    return f"{value:.{places}f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
 def percent(part: float, whole: float) -> str:

@@ -13,8 +13,9 @@ import pytest
 from detr_kit.data.checks.findings import KINDS, MAX_CASES, Case, CheckReport, Findings
 from detr_kit.data.coco_file import read_columns
 from detr_kit.errors import DetrKitError
-from detr_kit.visualization import check_report
-from detr_kit.visualization.check_report import MAX_BYTES, write_check_report
+from detr_kit.visualization import page as pages
+from detr_kit.visualization.check_report import write_check_report
+from detr_kit.visualization.page import MAX_BYTES
 from tests.visualization.report_pages import (
     Page,
     annotation,
@@ -256,7 +257,7 @@ def test_an_old_page_stays_where_the_new_one_fails(
     out = tmp_path / "new" / "out.html"
     write(out, [split])
     before = out.read_bytes()
-    monkeypatch.setattr(check_report, "render", lambda *_, **__: "no bytes")
+    monkeypatch.setattr(pages, "render", lambda *_, **__: "no bytes")
     with pytest.raises(TypeError):
         write(out, [split])
     assert out.read_bytes() == before

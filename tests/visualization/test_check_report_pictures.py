@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from detr_kit.images import read_image
-from detr_kit.visualization import sample_pictures
+from detr_kit.visualization import picture_drawings
 from tests.visualization.report_pages import (
     annotation,
     coco,
@@ -79,7 +79,7 @@ def test_only_files_inside_the_folder_are_opened(
         opened.append(path.name)
         return read_image(path, **options)
 
-    monkeypatch.setattr(sample_pictures, "read_image", recorded)
+    monkeypatch.setattr(picture_drawings, "read_image", recorded)
     page = write(tmp_path / "out.html", [(path, tmp_path / "images")])
     assert sorted(opened) == ["broken.jpg", "wrong.png"]
     assert "9 of the files that were tried cannot be shown" in page.text
