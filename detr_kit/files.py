@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` unless the block raises."""
+    """Yield a temporary path beside `path`; rename it to `path` unless the block raises.
+
+    An OSError about the temporary file is raised as one about `path`.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(target).with_suffix(f".tmp{target.suffix}")
     try:
         yield temporary
         temporary.replace(target)
+    except OSError as error:
+        if error.filename != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_one_of(path: str | Path, others: Iterable[str | Path]) -> bool:
+    """Return whether `path` exists and is one of other files, whatever they are called."""
+    if not Path(path).exists():
+        return False
+    return any(Path(other).exists() and Path(path).samefile(other) for other in others)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detr_kit.files import atomic_folder, atomic_write, recover_folder
+from detr_kit.files import atomic_folder, atomic_write, is_one_of, recover_folder
 
 
 class DiskFullError(Exception):
@@ -63,3 +63,21 @@ def test_a_swap_that_was_cut_off_is_undone(tmp_path: Path, monkeypatch: pytest.M
     recover_folder(folder)
     assert (folder / "old").read_text() == "old"
     recover_folder(folder)  # nothing left to undo
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    target.mkdir()
+    with pytest.raises(IsADirectoryError) as caught, atomic_write(target) as temporary:
+        temporary.write_text("new")
+    assert caught.value.filename == str(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_files_are_the_same_by_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    (tmp_path / "link.json").symlink_to(path)
+    assert is_one_of(tmp_path / "link.json", [tmp_path / "gone.json", path])
+    assert not is_one_of(path, [tmp_path / "gone.json", tmp_path])
+    assert not is_one_of(tmp_path / "gone.json", [tmp_path / "gone.json"])

@@ -1,4 +1,4 @@
-"""The benchmarks start, so that a renamed function is noticed."""
+"""The benchmarks and studies start, so that a renamed function is noticed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "tools" / "benchmark"
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
 @pytest.mark.parametrize(
     "script",
-    ["annotations.py", "coco_sized.py", "evaluation.py", "pipeline.py", "resize.py", "workers.py"],
+    [
+        "benchmark/annotations.py",
+        "benchmark/coco_sized.py",
+        "benchmark/evaluation.py",
+        "benchmark/pipeline.py",
+        "benchmark/resize.py",
+        "benchmark/workers.py",
+        "interval_coverage.py",
+    ],
 )
 def test_scripts_start(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--help"],
+        [sys.executable, str(TOOLS / script), "--help"],
         capture_output=True,
         text=True,
         timeout=120,

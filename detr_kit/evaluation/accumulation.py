@@ -67,7 +67,7 @@ def average_precisions(
     starts = np.searchsorted(classes, np.arange(len(num_objects)))
     tp, num_true = _numbered(segments, len(num_objects))
     fp = true_places - starts[segments] + 1 - tp
-    precision, _ = _at_recalls(_precision(tp, fp), None, num_true, _needed(num_objects))
+    precision, _ = _at_recalls(_precision(tp, fp), None, num_true, needed_for_recalls(num_objects))
     return np.where(num_objects > 0, precision.mean(axis=1), np.nan)
 
 
@@ -110,7 +110,7 @@ class _Slice:
         self.classes = hit_classes[self.hits]
         counted = table.object_classes[~object_ignored]
         self.num_objects = np.bincount(counted, minlength=num_classes)
-        self.needed = np.tile(_needed(self.num_objects), (len(objects), 1))
+        self.needed = np.tile(needed_for_recalls(self.num_objects), (len(objects), 1))
 
     def at_most(self, most: int) -> _Curves:
         """Return the curves of the `most` best-scored detections of each picture and class."""
@@ -124,9 +124,9 @@ class _Slice:
         segments = thresholds * table.num_classes + classes
         tp, num_true = _numbered(segments, shape[0] * shape[1])
         places = table.hits[hits]
-        inside = _counted_before(self.inside & kept)
+        inside = counted_before(self.inside & kept)
         fp = inside[places + 1] - inside[self.class_starts[classes]]
-        matched = _counted_before(self.matched_inside & kept[table.hits])
+        matched = counted_before(self.matched_inside & kept[table.hits])
         fp -= matched[thresholds, hits + 1] - matched[thresholds, self.hit_starts[classes]]
         precision, scores = _at_recalls(
             _precision(tp, fp), self.scores[places], num_true, self.needed
@@ -145,11 +145,11 @@ class _Slice:
         scores[:, some, 0] = self.scores[starts[some]]
 
 
-def _counted_before(flags: np.ndarray) -> np.ndarray:
-    """Return how many of `flags` (..., D) are set before each place (..., D + 1)."""
-    counted = np.zeros((*flags.shape[:-1], flags.shape[-1] + 1), dtype=np.int32)
-    np.cumsum(flags, axis=-1, out=counted[..., 1:])
-    return counted
+def counted_before(values: np.ndarray) -> np.ndarray:
+    """Return the sums (..., D + 1) int32 of what goes before each of the values, and of all."""
+    summed = np.zeros((*values.shape[:-1], values.shape[-1] + 1), dtype=np.int32)
+    np.cumsum(values, axis=-1, out=summed[..., 1:])
+    return summed
 
 
 def _numbered(segments: np.ndarray, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,12 +163,17 @@ def _precision(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
     return tp / (fp + tp + np.spacing(1))
 
 
-def _needed(num_objects: np.ndarray) -> np.ndarray:
-    """Return the number of right detections, less one, that reach each recall (K, R)."""
-    needed = np.zeros((len(num_objects), len(RECALLS)), dtype=np.int64)
-    for row, count in enumerate(num_objects.tolist()):
-        needed[row] = np.searchsorted(np.arange(1.0, count + 1) / max(count, 1), RECALLS, "left")
-    return needed
+def needed_for_recalls(num_objects: np.ndarray) -> np.ndarray:
+    """Return the number of right detections, less one, that reach each recall (..., R).
+
+    As `np.searchsorted` finds it among the quotients that pycocotools compares: a rounded product
+    is one off at times. `num_objects` (...) are those of a class.
+    """
+    total = np.maximum(num_objects, 1).astype(np.float64)[..., None]
+    needed = np.ceil(RECALLS * total)
+    needed -= (needed - 1) / total >= RECALLS
+    needed += needed / total < RECALLS
+    return np.maximum(needed, 1).astype(np.int64) - 1
 
 
 def _at_recalls(
@@ -180,7 +185,7 @@ def _at_recalls(
     """Return the highest precision at or beyond each recall, and the score there, both (S, R).
 
     `precision` and `scores` are those of the right detections, segment after segment; `num_true`
-    (S,) is the length of each segment, `needed` (S, R) comes from `_needed`.
+    (S,) is the length of each segment, `needed` (S, R) comes from `needed_for_recalls`.
     """
     highest = np.zeros((len(num_true), len(RECALLS)))
     reached_score = np.zeros_like(highest)

@@ -44,6 +44,15 @@ class Breakdown:
     recall: tuple[float | None, ...]
     note: str
 
+    def to_dict(self) -> dict[str, dict[str, float | None]]:
+        """Return the figures of each part for json."""
+        rows = zip(self.num_objects.tolist(), self.ap, self.ap_at_iou, self.recall, strict=True)
+        keys = ("objects", "ap", "ap_at_iou", "recall")
+        return {
+            name: dict(zip(keys, row, strict=True))
+            for name, row in zip(self.names, rows, strict=True)
+        }
+
 
 def breakdowns(evaluation: Evaluation, iou: float = 0.5) -> tuple[Breakdown, Breakdown, Breakdown]:
     """Return the figures by size, by crowding and by shape.

@@ -38,6 +38,7 @@ def evaluate_results(
     *,
     options: ScoringOptions | None = None,
     backend: Backend = "numpy",
+    warn: bool = True,
 ) -> CocoMetrics:
     """Score results against a COCO annotation file, or what was read from one.
 
@@ -45,14 +46,13 @@ def evaluate_results(
     array, see `detr_kit.evaluation.results.result_columns`. Every image of the annotation file
     counts, with or without results. Both backends give the same numbers.
 
-    Warns of results that are there but doubtful, see `detr_kit.evaluation.doubts`: no detections at
-    all (AP 0), detections that look cut at a score, repeated or misplaced, other scores than
-    [0, 1]. Raises DetrKitError for files that are not
-    COCO, for numbers that are not finite, and for image or category ids that the annotation file
-    does not know.
+    Unless `warn` is False, warns of results that are there but doubtful, as `doubts_of` tells: no
+    detections at all (AP 0), detections that look cut at a score, repeated or misplaced, other
+    scores than [0, 1]. Raises DetrKitError for files that are not COCO, for numbers that are not
+    finite, and for image or category ids that the annotation file does not know.
     """
     return evaluation_of(
-        results, annotations, options=options, backend=backend, stacklevel=4
+        results, annotations, options=options, backend=backend, warn=warn, stacklevel=4
     ).metrics
 
 
@@ -62,6 +62,7 @@ def evaluation_of(
     *,
     options: ScoringOptions | None = None,
     backend: Backend = "numpy",
+    warn: bool = True,
     stacklevel: int = 3,
 ) -> Evaluation:
     """Score results as `evaluate_results` does, and keep the matches for all that explains them."""
@@ -70,7 +71,8 @@ def evaluation_of(
     truth = annotations if isinstance(annotations, GroundTruth) else load_ground_truth(annotations)
     found = found_objects(results, truth)
     table = match(truth, found, options)
-    warn_of_doubts(table, stacklevel=stacklevel)
+    if warn:
+        warn_of_doubts(table, stacklevel=stacklevel)
     if backend == "pycocotools":
         arrays = accumulate_by_pycocotools(truth, found, options)
     else:
@@ -78,7 +80,7 @@ def evaluation_of(
     metrics = summarise(
         arrays,
         options,
-        table.class_names,
+        dict(zip(table.class_names, table.num_objects.tolist(), strict=True)),
         num_images=truth.num_images,
         num_detections=len(found),
         seconds=time.perf_counter() - started,

@@ -72,17 +72,21 @@ def worst_images(
     score_thresholds: float | np.ndarray,
     count: int = 24,
 ) -> tuple[ImageExample, ...]:
-    """Return up to `count` pictures with the most mistakes at a score, the worst first.
+    """Return up to `count` pictures with unusually many mistakes at a score, the worst first.
 
     A mistake is a wrong detection that reaches the score, or an object that none which does has
-    found: F1 = 2 TP / (2 TP + FP + FN) counts them alike, so these pictures take most from it. Of
-    equal ones that with the best-scored wrong detection comes first. Pictures without mistakes are
-    left out. For `score_thresholds` see `confusion.reaches`.
+    found; F1 = 2 TP / (2 TP + FP + FN) counts them alike. Of n = TP + FP + FN in a picture, m are
+    mistakes, where p n would be usual, p being the share in all pictures together. They stand by
+    (m - p n) / sqrt(n), which is, but for a factor, by how many standard deviations there are more
+    than that. By m alone the most crowded pictures would come first, by F1 those of one object.
+    Of equal ones that with the most mistakes goes before, then that with the best-scored wrong
+    detection. Pictures without mistakes are left out. For `score_thresholds` see
+    `confusion.reaches`.
     """
     matches = _matches(evaluation, errors.iou)
     shown = reaches(matches, score_thresholds)
     missed = _missed(matches, shown)
-    chosen = _most_mistakes(matches, np.flatnonzero(shown & matches.is_false), missed, count)
+    chosen = _most_mistakes(matches, shown, missed, count)
     kinds = np.full(len(matches.found), IGNORED, dtype=np.int8)
     kinds[matches.rows[matches.is_true]] = RIGHT
     kinds[errors.rows] = errors.kinds
@@ -154,18 +158,25 @@ def _missed(matches: Matches, shown: np.ndarray) -> np.ndarray:
 
 
 def _most_mistakes(
-    matches: Matches, wrong: np.ndarray, missed: np.ndarray, count: int
+    matches: Matches, shown: np.ndarray, missed: np.ndarray, count: int
 ) -> np.ndarray:
-    """Return the rows of the pictures that have most; `wrong` are places, `missed` objects."""
+    """Return the rows of the worst pictures, given which detections (D,) bool reach the score."""
     truth = matches.truth
+    wrong = np.flatnonzero(shown & matches.is_false)
     images = matches.image_rows[wrong]
     mistakes = np.bincount(images, minlength=truth.num_images)
     mistakes += np.bincount(truth.image_rows[missed], minlength=truth.num_images)
+    cases = mistakes + np.bincount(
+        matches.image_rows[shown & matches.is_true], minlength=truth.num_images
+    )
+    # In whole numbers, so that nothing but equal ones are equal.
+    beyond = mistakes * cases.sum() - mistakes.sum() * cases
+    excess = beyond / np.sqrt(np.maximum(cases, 1))
     scores = matches.scores[wrong]
     rising = np.argsort(scores)
     highest = np.full(truth.num_images, -np.inf)
     highest[images[rising]] = scores[rising]  # the last that is written stays
-    order = np.lexsort((-highest, -mistakes))
+    order = np.lexsort((-highest, -mistakes, -excess))
     return order[mistakes[order] > 0][:count]
 
 

@@ -146,6 +146,12 @@ class MatchTable:
         """(G,) int32: see `Matches`."""
         return _classes(self.truth.class_columns, self.options)
 
+    @property
+    def num_objects(self) -> np.ndarray:
+        """(K,) int64: the objects of each class that count in all areas."""
+        ignored = self.slices.object_ignored[:, self.slices.names.index(ALL_AREAS)]
+        return np.bincount(self.object_classes[~ignored], minlength=self.num_classes)
+
     def at(self, threshold_index: int, slice_name: str = ALL_AREAS) -> Matches:
         """Return the matching at one of the IoU thresholds, in one slice."""
         part = self.slices.names.index(slice_name)

@@ -34,7 +34,7 @@ class CocoMetrics:
 
     A figure is None where the data set has no ground truth for it (pycocotools gives -1): no
     small object, say, or no object of a class. The AP is the mean of `per_class` without its
-    None. `seconds` is what scoring took.
+    None, and `per_class_objects` are the objects to find. `seconds` is what scoring took.
 
     With options other than COCO's, `ap` is over their IoU thresholds and their largest number of
     detections, figures that they do not ask for are None, and those that COCO does not know are in
@@ -55,6 +55,7 @@ class CocoMetrics:
     ar_large: float | None
     per_class: dict[str, float | None]
     per_class_ap50: dict[str, float | None]
+    per_class_objects: dict[str, int]
     num_images: int
     num_detections: int
     seconds: float
@@ -116,7 +117,7 @@ def figures_of(options: ScoringOptions) -> list[Figure]:
             Figure(f"ap_{name}", f"AP {name}", _area_text(bounds), True, None, name, last)
         )
     for place, most in enumerate(options.max_detections):
-        text = f"{most} detection{'s' if most > 1 else ''} an image"
+        text = f"{most} detection{'s' if most > 1 else ''} an image and class"
         figures.append(Figure(f"ar_{most}", f"AR {most}", text, False, None, ALL_AREAS, place))
     for name, bounds in areas:
         figures.append(
@@ -136,23 +137,24 @@ def _area_text(bounds: tuple[float, float]) -> str:
 def summarise(
     arrays: PrecisionArrays,
     options: ScoringOptions,
-    names: tuple[str, ...],
+    objects_of_class: dict[str, int],
     *,
     num_images: int,
     num_detections: int,
     seconds: float,
 ) -> CocoMetrics:
-    """Return the figures of precision and recall arrays; `names` are those of the classes."""
+    """Return the figures of precision and recall arrays of classes with so many objects."""
     values = {figure.key: _value(figure, arrays, options) for figure in figures_of(options)}
     of_coco: dict[str, Any] = {
         figure.key: values.pop(figure.key, None) for figure in figures_of(ScoringOptions())
     }
     precision = arrays.precision[:, :, :, options.area_names.index(ALL_AREAS), -1]
-    half = options.threshold_index(0.5)
+    half, names = options.threshold_index(0.5), tuple(objects_of_class)
     return CocoMetrics(
         **of_coco,
         per_class=_class_means(names, precision),
         per_class_ap50={} if half is None else _class_means(names, precision[half : half + 1]),
+        per_class_objects=objects_of_class,
         num_images=num_images,
         num_detections=num_detections,
         seconds=seconds,
@@ -184,9 +186,9 @@ def _tables(metrics: CocoMetrics) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    figures = Table(
-        "figure", "over", title=f"{metrics.num_detections} detections, {metrics.num_images} images"
-    )
+    title = f"{metrics.num_detections} detections, {metrics.num_images} images"
+    differences = metrics.options.differences
+    figures = Table("figure", "over", title="\n".join(filter(None, (title, differences))))
     figures.add_column("value", justify="right")
     for figure, value in metrics.figures():
         figures.add_row(Text(figure.name), figure.over, _shown(value))
@@ -195,11 +197,12 @@ def _tables(metrics: CocoMetrics) -> Group:
             over = f"{100 * interval.level:.0f} % interval"
             figures.add_row("", over, f"{interval.low:.3f} to {interval.high:.3f}")
     classes = Table("class")
+    classes.add_column("objects", justify="right")
     classes.add_column("AP", justify="right")
     if metrics.per_class_ap50:
         classes.add_column("AP50", justify="right")
     for name, value in metrics.per_class.items():
-        row = [_shown(value)]
+        row = [str(metrics.per_class_objects[name]), _shown(value)]
         if metrics.per_class_ap50:
             row.append(_shown(metrics.per_class_ap50[name]))
         classes.add_row(Text(name), *row)  # Text: a name with square brackets is no markup

@@ -30,7 +30,7 @@ class ScoringOptions:
     """COCO's rules unless told otherwise.
 
     - `iou_thresholds` in (0, 1], rising: AP is the mean over them;
-    - `areas`: names to (least, most) square pixels; the range "all" is added where it is missing;
+    - `areas`: names to (least, most) square pixels; "all" is always among them;
     - `max_detections`, rising: AP takes the best-scored so many of each picture and class, the
       last number, and AR has a figure for each;
     - `class_agnostic`: all classes are one, so that only the places of objects count.
@@ -47,7 +47,9 @@ class ScoringOptions:
         try:
             thresholds = sorted({float(threshold) for threshold in self.iou_thresholds})
             most = sorted({float(number) for number in self.max_detections})
-            areas = {name: (float(low), float(high)) for name, (low, high) in self.areas.items()}
+            areas = {
+                str(name): (float(low), float(high)) for name, (low, high) in self.areas.items()
+            }
         except (TypeError, ValueError, AttributeError) as error:
             raise DetrKitError(
                 "options: expected numbers in iou_thresholds and max_detections, and names to "
@@ -55,15 +57,30 @@ class ScoringOptions:
             ) from error
         if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
             raise DetrKitError(f"IoU thresholds must lie in (0, 1], got {thresholds}")
+        if len({f"{100 * threshold:.4g}" for threshold in thresholds}) < len(thresholds):
+            raise DetrKitError(f"IoU thresholds must differ by 0.0001 or more, got {thresholds}")
         if not most or not all(number >= 1 and number.is_integer() for number in most):
             listed = ", ".join(f"{number:g}" for number in most)
             raise DetrKitError(f"max detections must be integers from 1, got [{listed}]")
+        if areas.get(ALL_AREAS, AREAS[ALL_AREAS]) != AREAS[ALL_AREAS]:
+            raise DetrKitError(f"area range {ALL_AREAS!r} is that of AP: choose another name")
         areas = {ALL_AREAS: AREAS[ALL_AREAS]} | areas
         for name, bounds in areas.items():
             _require_area(name, *bounds)
         object.__setattr__(self, "iou_thresholds", tuple(thresholds))
         object.__setattr__(self, "max_detections", tuple(map(int, most)))
         object.__setattr__(self, "areas", areas)
+
+    @property
+    def differences(self) -> str:
+        """What is other than with COCO, in words; empty where nothing is."""
+        coco = ScoringOptions()
+        parts = ["class-agnostic"] if self.class_agnostic else []
+        if self.iou_thresholds != coco.iou_thresholds:
+            parts.append(f"IoU {', '.join(f'{iou:g}' for iou in self.iou_thresholds)}")
+        if self.max_detections != coco.max_detections:
+            parts.append(f"{self.max_detections[-1]} detections an image and class")
+        return "; ".join(parts)
 
     @property
     def area_names(self) -> tuple[str, ...]:

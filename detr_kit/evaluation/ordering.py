@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+_BITS = 63  # of an integer >= 0
+
 
 def falling_ranks(values: np.ndarray) -> np.ndarray:
     """Return ranks (N,) int64 from 0 for the highest; equal values have the same."""
@@ -27,7 +29,7 @@ def order_by(*columns: np.ndarray) -> np.ndarray:
     length = len(columns[0])
     sizes = [int(column.max(initial=0)) + 1 for column in columns]
     num_bits = [(size - 1).bit_length() for size in (*sizes, max(length, 1))]
-    if sum(num_bits) > 63:
+    if sum(num_bits) > _BITS:
         return np.lexsort(columns[::-1])
     packed = np.zeros(length, dtype=np.int64)
     for column, bits in zip((*columns, np.arange(length)), num_bits, strict=True):

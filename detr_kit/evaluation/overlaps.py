@@ -92,5 +92,6 @@ def paired_ious(
     area = w * h
     union = np.where(is_crowd, area, area + object_w * object_h - intersection)
     ious = np.zeros(len(width))
-    np.divide(intersection, union, out=ious, where=(width > 0) & (height > 0))
+    with np.errstate(divide="ignore", invalid="ignore"):  # areas below the least float are 0
+        np.divide(intersection, union, out=ious, where=(width > 0) & (height > 0))
     return ious

@@ -1,4 +1,4 @@
-"""Charts as inline SVG for the reports: bars, histograms and heat maps.
+"""Charts as inline SVG for the reports: bars and histograms.
 
 They are drawn 360 units wide, about the pixels of a phone, so that their text stays legible there.
 Colours come from the classes of `templates/page.html`, which knows light and dark.
@@ -7,21 +7,17 @@ Colours come from the classes of `templates/page.html`, which knows light and da
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from detr_kit.visualization.texts import compact, fitted, grouped, readable, width_of
 
 WIDTH = 360
 FONT_SIZE = 12
-# Tells enough on white and on a dark ground; a picture knows neither.
-HEAT_RGB = (47, 118, 232)
 
 
 @dataclass(frozen=True)
@@ -271,65 +267,6 @@ def _draw_bands(drawing: ElementTree.Element, plot: Plot, bands: Sequence[Band])
             child(drawing, "text", line, class_="middle", x=(left + right) / 2, y=y)
 
 
-def heat_map(values: np.ndarray, *, label: str, x_label: str, y_label: str, unit: str) -> str:
-    """Return counts (R, C) as a picture, row 0 at the top, with a scale from 0 to the highest."""
-    left, top, width, height = 20, 4, WIDTH - 70, 200
-    drawing = svg(label, WIDTH, top + height + 22)
-    child(drawing, "rect", class_="frame", x=left, y=top, width=width, height=height)
-    child(
-        drawing,
-        "image",
-        x=left,
-        y=top,
-        width=width,
-        height=height,
-        preserveAspectRatio="none",
-        style="image-rendering:pixelated",
-        href=_heat_png(values),
-    )
-    child(drawing, "text", x_label, class_="middle soft", x=left + width / 2, y=top + height + 16)
-    middle = top + height / 2
-    turned = f"rotate(-90 11 {written(middle)})"
-    child(drawing, "text", y_label, class_="middle soft", x=11, y=middle, transform=turned)
-    _draw_scale(drawing, int(values.max(initial=0)), unit, left + width + 10, top, height)
-    return markup(drawing)
-
-
-def _heat_png(values: np.ndarray) -> str:
-    """Return a PNG of one colour whose opacity tells the value, as a data URI."""
-    highest = max(1, int(values.max(initial=0)))
-    pixels = np.empty((*values.shape, 4), dtype=np.uint8)
-    pixels[..., :3] = HEAT_RGB
-    pixels[..., 3] = np.rint(values * (255 / highest))
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG", optimize=True)
-    return data_uri("image/png", content.getvalue())
-
-
 def data_uri(kind: str, content: bytes) -> str:
     """Return bytes as an address that holds them."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _draw_scale(
-    drawing: ElementTree.Element, highest: int, unit: str, x: float, top: float, height: float
-) -> None:
-    parts = 16
-    fill = f"rgb{HEAT_RGB}"
-    scale_top, scale_height = top + 32, height - 50
-    for part in range(parts):
-        y = scale_top + scale_height * part / parts
-        opacity = f"{1 - part / (parts - 1):.2f}"
-        child(
-            drawing,
-            "rect",
-            x=x,
-            y=y,
-            width=10,
-            height=scale_height / parts,
-            fill=fill,
-            fill_opacity=opacity,
-        )
-    child(drawing, "text", compact(highest), class_="soft", x=x, y=top + 24)
-    child(drawing, "text", unit, class_="soft", x=x, y=top + 10)
-    child(drawing, "text", "0", class_="soft", x=x, y=top + height - 3)

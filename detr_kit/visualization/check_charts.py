@@ -12,12 +12,12 @@ from detr_kit.visualization.charts import (
     Figure,
     Tick,
     bars,
-    heat_map,
     histogram,
     name_width_of,
     round_steps,
 )
 from detr_kit.visualization.distributions import MAP_CELLS, Distributions
+from detr_kit.visualization.heat_maps import heat_map
 from detr_kit.visualization.texts import counted, grouped, percent, readable
 
 # So many categories are shown in full; of more, the first and the last by their counts.

@@ -9,6 +9,7 @@ from pathlib import Path
 from detr_kit.data.checks.findings import CheckReport, Finding, Severity
 from detr_kit.data.coco_file import CocoColumns
 from detr_kit.errors import DetrKitError
+from detr_kit.files import is_one_of
 from detr_kit.visualization.charts import Figure
 from detr_kit.visualization.check_charts import (
     aspect_figure,
@@ -78,14 +79,13 @@ def write_check_report(
     """Write one HTML file that shows what a check found, with charts and some pictures.
 
     `splits` has, for each file of the report, its columns, None where it could not be read, and
-    its image folder, None where none was given. The page loads nothing and runs nothing; it stays
-    below `page.MAX_BYTES` by telling less where it has to. The same data give the same page. Raises
+    its image folder, None where none was given. The page loads nothing and runs nothing; it tells
+    less where it would be larger than `page.MAX_BYTES`. The same data give the same page. Raises
     DetrKitError where `out` is one of the annotation files.
     """
     out = Path(out)
-    for path in report.annotations:
-        if out.exists() and path.exists() and out.samefile(path):
-            raise DetrKitError(f"{out}: it is a file that was checked; choose another to write")
+    if is_one_of(out, report.annotations):
+        raise DetrKitError(f"{out}: it is a file that was checked; choose another to write")
     sections = [
         _section(report, index, columns, folder, len(splits))
         for index, (columns, folder) in enumerate(splits)

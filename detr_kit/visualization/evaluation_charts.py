@@ -1,4 +1,4 @@
-"""The charts of an evaluation's report: error kinds, curves, calibration, breakdowns, training."""
+"""The charts of an evaluation's report: curves, calibration and breakdowns."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import numpy as np
 from detr_kit.evaluation.breakdowns import Breakdown
 from detr_kit.evaluation.calibration import Calibration
 from detr_kit.evaluation.curves import PrecisionRecallCurves, ScoreCurves
-from detr_kit.evaluation.error_kinds import KINDS, ErrorKinds
-from detr_kit.evaluation.metrics import NO_GROUND_TRUTH
 from detr_kit.visualization.charts import (
     FONT_SIZE,
     WIDTH,
     Figure,
-    bars,
     child,
     histogram,
     markup,
     name_width_of,
     svg,
 )
+from detr_kit.visualization.error_charts import ap_name, shown
 from detr_kit.visualization.line_charts import (
     Axis,
     Line,
@@ -30,64 +28,12 @@ from detr_kit.visualization.line_charts import (
     line_chart,
     share_axis,
 )
-from detr_kit.visualization.texts import counted, decimal, fitted, grouped, percent, width_of
+from detr_kit.visualization.texts import counted, decimal, fitted, percent, width_of
 
-# What each kind of error means, in few words.
-MEANINGS = {
-    "classification": "right place, wrong class",
-    "localisation": "right class, but the box overlaps the object too little",
-    "both": "wrong class, and the box overlaps the object too little",
-    "duplicate": "a second detection of an object that is found already",
-    "background": "no object there",
-    "missed": "objects that no detection comes near",
-}
 # Classes that are drawn, in the background, in the chart of the classes' curves.
 _THIN_CLASSES = 20
-
-
-def shown(value: float | None) -> str:
-    """Write a figure, which may be unknown."""
-    return NO_GROUND_TRUTH if value is None or not np.isfinite(value) else f"{value:.3f}"
-
-
-def error_figures(errors: ErrorKinds) -> list[Figure]:
-    """Show what each kind of error costs, and how often it occurs."""
-    names = [kind.capitalize() for kind in KINDS]
-    costs = [errors.costs[kind] for kind in KINDS]
-    counts = [int(errors.counts[kind]) for kind in KINDS]
-    tooltips = [
-        f"{MEANINGS[kind]}: {counted(count, 'error')}, AP cost {shown(cost)}"
-        for kind, cost, count in zip(KINDS, costs, counts, strict=True)
-    ]
-    cost_title, count_title = "AP that each kind of error costs", "Number of errors of each kind"
-    cost_drawing = bars(
-        names,
-        [cost or 0.0 for cost in costs],
-        texts=[shown(cost) for cost in costs],
-        label=cost_title,
-        tooltips=tooltips,
-    )
-    count_drawing = bars(
-        names,
-        counts,
-        texts=[grouped(count) for count in counts],
-        label=count_title,
-        tooltips=tooltips,
-    )
-    note = "The AP that is gained if all errors of the kind are mended, and nothing else."
-    return [
-        Figure(cost_title, (cost_drawing,), note + _special_costs(errors)),
-        Figure(count_title, (count_drawing,), "Wrong detections of any score; missed: objects."),
-    ]
-
-
-def _special_costs(errors: ErrorKinds) -> str:
-    if errors.false_positive_cost is None or errors.missed_cost is None:
-        return ""
-    return (
-        f" Without any wrong detection AP would be {errors.false_positive_cost:.3f} higher, "
-        f"without any missed object {errors.missed_cost:.3f}."
-    )
+# What rests on fewer objects says little.
+FEW_OBJECTS = 10
 
 
 def precision_recall_figure(curves: PrecisionRecallCurves) -> Figure:
@@ -109,8 +55,13 @@ def precision_recall_figure(curves: PrecisionRecallCurves) -> Figure:
     return Figure(title, (_recall_chart(lines, label),), note)
 
 
-def class_curves_figure(curves: PrecisionRecallCurves, names: Sequence[str]) -> Figure:
-    """Show the curves of the classes at one IoU threshold: all of few, the ends of many."""
+def class_curves_figure(
+    curves: PrecisionRecallCurves, names: Sequence[str], num_objects: np.ndarray
+) -> Figure:
+    """Show the curves of the classes at one IoU threshold: all of few, the ends of many.
+
+    `num_objects` (K,) by class: the ends are among those with `FEW_OBJECTS` or more, if any.
+    """
     title = f"Precision and recall of classes at IoU {curves.iou:.4g}"
     aps = curves.by_class.mean(axis=1)
     known = np.flatnonzero(np.isfinite(aps))
@@ -118,7 +69,8 @@ def class_curves_figure(curves: PrecisionRecallCurves, names: Sequence[str]) -> 
         return Figure(title, (), "There are no objects to be found.")
     order = known[np.argsort(-aps[known], kind="stable")].tolist()
     is_few = len(order) <= 4
-    chosen = order if is_few else [order[0], order[len(order) // 2], order[-1]]
+    sure = [k for k in order if num_objects[k] >= FEW_OBJECTS] or order
+    chosen = order if is_few else [sure[0], sure[len(sure) // 2], sure[-1]]
     others = [] if is_few or len(order) > _THIN_CLASSES else [k for k in order if k not in chosen]
     roles = [""] * 4 if is_few else ["best: ", "median: ", "worst: "]
     lines = [
@@ -129,8 +81,12 @@ def class_curves_figure(curves: PrecisionRecallCurves, names: Sequence[str]) -> 
         Line(f"{names[k]}, AP {aps[k]:.3f}", curves.recalls, curves.by_class[k], is_thin=True)
         for k in others
     ]
-    note = "Thin: the classes between." if others else ""
-    return Figure(title, (_recall_chart(lines, title),), note)
+    notes = []
+    if not is_few and len(sure) < len(order):
+        notes.append(f"Chosen among the classes with {FEW_OBJECTS} objects or more.")
+    if others:
+        notes.append("Thin: the other classes.")
+    return Figure(title, (_recall_chart(lines, title),), " ".join(notes))
 
 
 def _recall_chart(lines: Sequence[Line], label: str) -> str:
@@ -184,16 +140,21 @@ def calibration_figures(calibration: Calibration | None) -> list[Figure]:
     )
     perfect = Line("score equals share", np.array([0.0, 1.0]), np.array([0.0, 1.0]), is_thin=True)
     error = (
-        "" if calibration.error is None else f"Expected calibration error {calibration.error:.3f}."
+        ""
+        if calibration.error is None
+        else f"Expected calibration error {calibration.error:.3f}: so far are scores and shares "
+        "apart, in the mean over the detections."
     )
     drawing = line_chart(
         [perfect, measured],
-        label=f"{title} at IoU {calibration.iou:g}. {error}",
+        label=f"{title} at IoU {calibration.iou:g}",
         x_axis=share_axis("score"),
         y_axis=share_axis("share that is right"),
     )
     note = (
-        f"{error} The thin line is where scores say what they mean; under it they promise too much."
+        f"{error} The thin line is where scores say what they mean; under it they promise too "
+        f"much. Right: IoU {calibration.iou:g} or more with an object of the class, each of which "
+        "only the best-scored detection has."
     )
     return [Figure(title, (drawing,), note.strip()), _score_counts(calibration)]
 
@@ -224,8 +185,11 @@ def _score_counts(calibration: Calibration) -> Figure:
     return Figure(title, (drawing,), note)
 
 
-def breakdown_figure(breakdown: Breakdown) -> Figure:
-    """Show AP and the share of the objects that is found, of each part of them."""
+def breakdown_figure(breakdown: Breakdown, iou: float) -> Figure:
+    """Show AP and the share of the objects that is found at `iou`, of each part of them.
+
+    Bars of parts with fewer than `FEW_OBJECTS` objects are pale.
+    """
     row = 38
     objects = [counted(number, "object") for number in breakdown.num_objects]
     left = 12 + name_width_of([*breakdown.names, *objects])
@@ -240,7 +204,8 @@ def breakdown_figure(breakdown: Breakdown) -> Figure:
         ap, half, found = (
             values[place] for values in (breakdown.ap, breakdown.ap_at_iou, breakdown.recall)
         )
-        child(group, "title", f"{name}: {objects[place]}, AP {shown(ap)}, {shown(half)} at one IoU")
+        tooltip = f"{name}: {objects[place]}, AP {shown(ap)}, {ap_name(iou)} {shown(half)}"
+        child(group, "title", tooltip)
         child(group, "rect", class_="hit", x=0, y=y, width=WIDTH, height=row)
         for text, line, look in ((name, 14, "end"), (objects[place], 29, "end soft")):
             child(
@@ -254,11 +219,14 @@ def breakdown_figure(breakdown: Breakdown) -> Figure:
         if ap is None or found is None:
             child(group, "text", "no objects", class_="soft", x=left, y=y + 14)
             continue
+        paleness = " few" if breakdown.num_objects[place] < FEW_OBJECTS else ""
         for value, text, top, look in (
-            (ap, f"AP {ap:.3f}", y + 3, "bar"),
-            (found, f"found {percent(found, 1)}", y + 18, "bar other"),
+            (ap, f"AP {ap:.3f}", y + 3, "bar" + paleness),
+            (found, f"found {percent(found, 1)}", y + 18, "bar other" + paleness),
         ):
             width = max(1.0, room * value)
             child(group, "rect", class_=look, x=left, y=top, width=width, height=13)
             child(group, "text", text, class_="soft", x=left + width + 4, y=top + 11)
-    return Figure(breakdown.title, (markup(drawing),), breakdown.note)
+    has_few = ((breakdown.num_objects > 0) & (breakdown.num_objects < FEW_OBJECTS)).any()
+    note = f" Pale: fewer than {FEW_OBJECTS} objects, which say little." if has_few else ""
+    return Figure(breakdown.title, (markup(drawing),), breakdown.note + note)

@@ -18,6 +18,7 @@ _TRIES = 3
 _Drawn = TypeVar("_Drawn", ComparedPicture, Crop)
 # The row of an example, that of its picture, and what draws it.
 _Candidates = Iterable[tuple[int, int, Callable[[], _Drawn]]]
+_Choose = Callable[[Analysis, Album, int], _Candidates[_Drawn]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class EvaluationPictures:
     false: list[Crop]
     missed: list[Crop]
     skipped: dict[str, str]
+
+    @property
+    def has_drawings(self) -> bool:
+        return any(picture.truth_drawing for picture in self.worst) or any(
+            crop.drawing for crop in (*self.false, *self.missed)
+        )
 
 
 def evaluation_pictures(
@@ -41,16 +48,21 @@ def evaluation_pictures(
 ) -> EvaluationPictures:
     """Draw examples of what went wrong; without a folder they are told in words.
 
-    Files that cannot be read are skipped and named. JPEGs have about `max_bytes`, those of crops
-    about `max_crop_bytes`. The same data give the same pictures.
+    Files that cannot be read are skipped and named; a list of which none can be read is told in
+    words too. JPEGs have about `max_bytes`, those of crops about `max_crop_bytes`. The same data
+    give the same pictures.
     """
     album = Album(analysis, folder, max_bytes, max_crop_bytes)
-    return EvaluationPictures(
-        worst=_drawn(album, partial(_worst, analysis, album), num_worst),
-        false=_drawn(album, partial(_false, analysis, album), num_crops),
-        missed=_drawn(album, partial(_missed, analysis, album), num_crops),
-        skipped=album.skipped,
-    )
+    words = Album(analysis, None, max_bytes, max_crop_bytes)
+
+    def drawn(choose: _Choose[_Drawn], count: int) -> list[_Drawn]:
+        shown = _drawn(album, partial(choose, analysis, album), count)
+        if shown or not album.skipped:
+            return shown
+        return _drawn(words, partial(choose, analysis, words), count)
+
+    worst, false = drawn(_worst, num_worst), drawn(_false, num_crops)
+    return EvaluationPictures(worst, false, drawn(_missed, num_crops), album.skipped)
 
 
 def _drawn(album: Album, choose: Callable[[int], _Candidates[_Drawn]], count: int) -> list[_Drawn]:
@@ -68,7 +80,7 @@ def _drawn(album: Album, choose: Callable[[int], _Candidates[_Drawn]], count: in
 def _worst(
     analysis: Analysis, album: Album, count: int
 ) -> Iterator[tuple[int, int, Callable[[], ComparedPicture]]]:
-    threshold = analysis.confusion.score_threshold
+    threshold = analysis.score_threshold
     for image in worst_images(analysis.evaluation, analysis.errors, threshold, count):
         yield image.image_row, image.image_row, partial(album.compared, image)
 
@@ -86,7 +98,7 @@ def _false(
 def _missed(
     analysis: Analysis, album: Album, count: int
 ) -> Iterator[tuple[int, int, Callable[[], Crop]]]:
-    threshold = analysis.confusion.score_threshold
+    threshold = analysis.score_threshold
     examples = missed_objects(analysis.evaluation, threshold, count, analysis.iou)
     for row, below in zip(examples.rows.tolist(), examples.rows_below.tolist(), strict=True):
         image_row = int(album.truth.image_rows[row])

@@ -11,29 +11,30 @@ from typing import Any
 import numpy as np
 
 from detr_kit.errors import DetrKitError
-from detr_kit.evaluation.analysis import Analysis
+from detr_kit.evaluation.analysis import MOST_CONFUSED, Analysis
 from detr_kit.evaluation.doubts import doubts_of
 from detr_kit.evaluation.match_table import MatchTable
-from detr_kit.evaluation.metrics import NO_GROUND_TRUTH
+from detr_kit.files import is_one_of
 from detr_kit.visualization.charts import Figure
 from detr_kit.visualization.confusion_charts import (
     GRID_CLASSES,
+    LEAST_PAIR,
     ConfusedPair,
     confused_pairs,
     confusion_figure,
 )
+from detr_kit.visualization.error_charts import MEANINGS, ap_name, error_figures
 from detr_kit.visualization.evaluation_charts import (
-    MEANINGS,
     breakdown_figure,
     calibration_figures,
     class_curves_figure,
-    error_figures,
     precision_recall_figure,
     score_figure,
 )
+from detr_kit.visualization.evaluation_head import ap_text, rules, tiles
 from detr_kit.visualization.evaluation_pictures import EvaluationPictures, evaluation_pictures
 from detr_kit.visualization.page import write_page
-from detr_kit.visualization.texts import decimal, grouped
+from detr_kit.visualization.texts import decimal
 from detr_kit.visualization.training_charts import training_figures
 
 # The most that is shown, and the bytes of the JPEGs of each picture and crop.
@@ -61,13 +62,6 @@ _DETAILS = (
 # Classes of a table that is not folded, and of each end of one that is.
 _UNFOLDED = 24
 _END = 8
-
-
-@dataclass(frozen=True)
-class _Tile:
-    name: str
-    value: str
-    over: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,30 +101,35 @@ def write_evaluation_report(
 
     With `images`, the folder of the pictures, the worst images, confident wrong detections and
     missed objects are drawn; with `history`, the rows of a `metrics.jsonl`, the curves of the
-    training. The page loads nothing and runs nothing; it stays below `page.MAX_BYTES` by telling
-    less where it has to. The same data give the same page. Raises DetrKitError where `out` is the
-    annotation file or the results file.
+    training. The page loads nothing and runs nothing; it tells less where it would be larger than
+    `page.MAX_BYTES`. The same data give the same page. Raises DetrKitError where `out` is the
+    annotation file or the results file, and where `images` is no folder.
     """
     out = Path(out)
     evaluation = analysis.evaluation
-    for path in (evaluation.truth.path, Path(evaluation.table.found.name)):
-        if out.exists() and path.exists() and out.samefile(path):
-            raise DetrKitError(f"{out}: it is a file that was evaluated; choose another to write")
+    if is_one_of(out, [evaluation.truth.path, evaluation.table.found.name]):
+        raise DetrKitError(f"{out}: it is a file that was evaluated; choose another to write")
     folder = None if images is None else Path(images)
+    if folder is not None and not folder.is_dir():
+        raise DetrKitError(f"{folder}: no such image folder")
     values = {
         "title": title,
         "subtitle": subtitle,
         "doubts": doubts_of(evaluation.table),
-        "tiles": _tiles(analysis),
-        "ap": _ap_text(analysis),
-        "iou": f"{analysis.iou:g}",
-        "score": _score_text(analysis.confusion.score_threshold),
+        "tiles": tiles(analysis),
+        "rules": rules(evaluation.table.options),
+        "ap": ap_text(analysis),
+        "ap_at_iou": ap_name(analysis.iou),
+        "iou": f"{analysis.iou:.4g}",
+        "score": f"score {analysis.score_threshold:.3g} or more",
         "meanings": MEANINGS,
-        "errors": error_figures(analysis.errors),
+        "errors": error_figures(analysis),
         "curves": _curves(analysis),
-        "confusion": confusion_figure(analysis.confusion),
+        "confusion": None if analysis.confusion is None else confusion_figure(analysis.confusion),
+        "most_confused": MOST_CONFUSED,
         "pairs": _pairs(analysis),
-        "breakdowns": [breakdown_figure(breakdown) for breakdown in analysis.breakdowns],
+        "least_pair": LEAST_PAIR,
+        "breakdowns": [breakdown_figure(part, analysis.iou) for part in analysis.breakdowns],
         "classes": _class_tables(analysis),
         "folder": None if folder is None else str(folder),
         "pictures": _pictures(analysis, folder),
@@ -139,57 +138,21 @@ def write_evaluation_report(
     write_page(out, "evaluation.html", _DETAILS, values)
 
 
-def _tiles(analysis: Analysis) -> list[_Tile]:
-    metrics, table = analysis.evaluation.metrics, analysis.evaluation.table
-    counted = table.at(0)
-    tiles = [
-        _Tile(figure.name, NO_GROUND_TRUTH if value is None else f"{value:.3f}", figure.over)
-        for figure, value in metrics.figures()
-    ]
-    tiles += [
-        _Tile("images", grouped(metrics.num_images)),
-        _Tile("detections", grouped(metrics.num_detections)),
-        _Tile("objects", grouped(counted.num_objects.sum())),
-    ]
-    num_crowds = int(table.truth.is_crowd.sum())
-    if num_crowds:
-        tiles.append(_Tile("crowd regions", grouped(num_crowds), "not looked for"))
-    return tiles
-
-
-def _ap_text(analysis: Analysis) -> str:
-    metrics = analysis.evaluation.metrics
-    if metrics.ap is None:
-        return "AP: no ground truth"
-    interval = metrics.ap_interval
-    if interval is None:
-        return f"AP {metrics.ap:.3f}"
-    level = f"{100 * interval.level:.0f} %"
-    return f"AP {metrics.ap:.3f}, {level} interval {interval.low:.3f} to {interval.high:.3f}"
-
-
-def _score_text(threshold: float | np.ndarray) -> str:
-    values = np.unique(threshold)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return "no score"
-    low, high = f"{values[0]:.3g}", f"{values[-1]:.3g}"
-    return f"score {low} or more" if low == high else f"scores of {low} to {high}, by class"
-
-
 def _curves(analysis: Analysis) -> list[Figure]:
     figures = [precision_recall_figure(analysis.precision_recall)]
-    names = analysis.confusion.names
+    names = analysis.evaluation.table.class_names
     if len(names) > 1:
-        figures.append(class_curves_figure(analysis.precision_recall, names))
+        num_objects = _num_objects(analysis.evaluation.table)
+        figures.append(class_curves_figure(analysis.precision_recall, names, num_objects))
     figures.append(score_figure(analysis.score_curves))
     return [*figures, *calibration_figures(analysis.calibration)]
 
 
 def _pairs(analysis: Analysis) -> list[ConfusedPair]:
-    if len(analysis.confusion.names) <= GRID_CLASSES:
+    confusion = analysis.confusion
+    if confusion is None or len(confusion.names) <= GRID_CLASSES:
         return []
-    return confused_pairs(analysis.confusion, _PAIRS)
+    return confused_pairs(confusion, _PAIRS)
 
 
 def _class_tables(analysis: Analysis) -> _ClassTables:

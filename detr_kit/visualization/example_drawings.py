@@ -32,10 +32,15 @@ from detr_kit.visualization.picture_drawings import (
     read_picture,
     small_jpeg,
 )
-from detr_kit.visualization.texts import decimal, readable
+from detr_kit.visualization.texts import counted, decimal, grouped, readable
 
-# Boxes that are drawn on one picture: the best-scored, or the first of the file.
+# Boxes that are drawn on one picture: mistakes first, then the best-scored, or the first of the
+# file.
 MAX_BOXES = 200
+# Of so many boxes all are named, of more only the mistakes: all names would hide the picture.
+NAMED_BOXES = 6
+# Classes that a key of a picture holds, those of most boxes.
+_KEYS = 10
 # Longer side of a crop, in pixels of its JPEG, and the least that it shows of a picture.
 CROP_SIDE = 160
 _LEAST_CROP = 48
@@ -46,33 +51,49 @@ _LOOKS = {
     "right": "box",
     "found": "box",
     "wrong": _WRONG,
-    "missed": _WRONG,
+    "not found": _WRONG,
     "not counted": "box ignored",
 }
+
+
+@dataclass(frozen=True)
+class Key:
+    """A class and the colour of its boxes, as #rrggbb."""
+
+    name: str
+    color: str
 
 
 @dataclass(frozen=True)
 class ComparedPicture:
     """A picture with its objects, the same with what was found, and a summary in words.
 
-    The drawings are empty where pictures cannot be shown.
+    The drawings are empty, and there are no keys, where pictures cannot be shown. The notes say how
+    many boxes are drawn where these are not all.
     """
 
     name: str
     summary: str
+    keys: tuple[Key, ...] = ()
     truth_drawing: str = ""
     found_drawing: str = ""
+    truth_note: str = ""
+    found_note: str = ""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of the picture `name`, and in words what is wrong, of which class, and about what."""
+    """A part of the picture `name`, and in words what is wrong, of which class, and about what.
+
+    `color`, as #rrggbb, is that of the box; it and the drawing are empty where there is none.
+    """
 
     name: str
     badge: str
     text: str
     about: str
     drawing: str = ""
+    color: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,12 +156,15 @@ class Album:
         size_wh = (max(1.0, width * scale), max(1.0, height * scale))
         truth_drawing = picture_drawing(f"{name}: labelled objects", size_wh)
         draw_picture(truth_drawing, small_jpeg(self._picture, self.max_bytes), size_wh, id=anchor)
-        self._draw(truth_drawing, self._objects(image), (0, 0), (height, width), scale)
+        objects, detections = self._objects(image), self._detections(image)
+        truth_note = self._draw(truth_drawing, objects, (0, 0), (height, width), scale)
         found_drawing = picture_drawing(f"{name}: detections", size_wh)
         # The same JPEG again, without its bytes.
         child(found_drawing, "use", href=f"#{anchor}")
-        self._draw(found_drawing, self._detections(image), (0, 0), (height, width), scale)
-        return ComparedPicture(name, summary, markup(truth_drawing), markup(found_drawing))
+        found_note = self._draw(found_drawing, detections, (0, 0), (height, width), scale)
+        keys = self._keys([*objects.category_ids, *detections.category_ids])
+        drawings = markup(truth_drawing), markup(found_drawing)
+        return ComparedPicture(name, summary, keys, *drawings, truth_note, found_note)
 
     def false_crop(self, row: int, kind: int, partner: int) -> Crop:
         """Return a wrong detection with the object that it is about, if any."""
@@ -165,7 +189,7 @@ class Album:
         boxes = _Boxes(box_xywh[None], [self._category(column)], [_WRONG], [], [text])
         badge = "not found"
         if below != UNMATCHED:
-            badge = f"score {decimal(self.found.scores[below], 2)} only"
+            badge = f"score too low: {decimal(self.found.scores[below], 2)}"
         about = f"{box_xywh[2]:.0f} x {box_xywh[3]:.0f} px"
         return self._crop(self.truth.image_rows[row], boxes, badge, text, about)
 
@@ -182,7 +206,8 @@ class Album:
         jpeg = small_jpeg(self._picture[y0:y1, x0:x1], self.max_crop_bytes, CROP_SIDE)
         draw_picture(drawing, jpeg, size_wh)
         self._draw(drawing, boxes, (x0, y0), size_hw, scale)
-        return Crop(name, badge, text, about, markup(drawing))
+        color = color_of(boxes.category_ids[0])
+        return Crop(name, badge, text, about, markup(drawing), color)
 
     def _draw(
         self,
@@ -191,12 +216,16 @@ class Album:
         corner_xy: tuple[int, int],
         size_hw: tuple[int, int],
         scale: float,
-    ) -> None:
-        """Draw the boxes that reach into the part of a picture at `corner_xy`."""
-        shown = slice(0, MAX_BOXES)
-        boxes_xywh = boxes.boxes_xywh[shown] - np.array([*corner_xy, 0, 0])
+    ) -> str:
+        """Draw the boxes that reach into the part of a picture at `corner_xy`.
+
+        Returns a note of how many these are, empty where all are.
+        """
+        boxes_xywh = boxes.boxes_xywh - np.array([*corner_xy, 0, 0])
         clipped = clip_boxes(boxes_xywh, np.tile(np.array(size_hw), (len(boxes_xywh), 1)))
         good = np.flatnonzero(~clipped.bad)
+        is_right = np.array([look != _WRONG for look in boxes.looks], dtype=np.bool_)
+        good = np.sort(good[np.argsort(is_right[good], kind="stable")][:MAX_BOXES])
         boxes_xyxy = clipped.boxes_xyxy[good] * scale
         # The best-scored one is on top.
         for place, box_xyxy in reversed(list(zip(good.tolist(), boxes_xyxy, strict=True))):
@@ -207,22 +236,27 @@ class Album:
                 look=boxes.looks[place],
                 tooltip=boxes.tooltips[place],
             )
-        # Only mistakes are named: all names would hide the picture.
+        # Mistakes first: where names would overlap, the later one is left out.
         named = [place for place in good.tolist() if boxes.names and boxes.looks[place] == _WRONG]
+        if boxes.names and len(good) <= NAMED_BOXES:
+            named += [place for place in good.tolist() if place not in named]
         draw_names(
             drawing,
-            boxes_xyxy[np.isin(good, named)],
+            boxes_xyxy[np.searchsorted(good, np.array(named, dtype=np.int64))],
             [boxes.names[place] for place in named],
             (size_hw[1] * scale, size_hw[0] * scale),
         )
+        if len(good) == len(boxes_xywh):
+            return ""
+        return f": {grouped(len(good))} of {counted(len(boxes_xywh), 'box', 'boxes')} drawn"
 
     def _objects(self, image: ImageExample) -> _Boxes:
-        """Return the labelled objects of a picture, those that were missed dashed."""
+        """Return the labelled objects of a picture, those not found dashed."""
         rows = np.flatnonzero(self.truth.image_rows == image.image_row)
         missed = np.isin(rows, image.missed)
         ignored = self.object_ignored[rows]
         columns = self.truth.class_columns[rows].tolist()
-        states = np.where(ignored, "not counted", np.where(missed, "missed", "found")).tolist()
+        states = np.where(ignored, "not counted", np.where(missed, "not found", "found")).tolist()
         names = [self._class(column) for column in columns]
         return _Boxes(
             self.truth.boxes_xywh[rows],
@@ -277,9 +311,15 @@ class Album:
     def _category(self, column: int) -> int:
         return self.truth.categories.ids[column]
 
+    def _keys(self, category_ids: Sequence[int]) -> tuple[Key, ...]:
+        """Return the classes of boxes, nothing where classes do not matter."""
+        columns = {id_: column for column, id_ in enumerate(self.truth.categories.ids)}
+        common = Counter(category_ids).most_common(_KEYS) if self.has_classes else []
+        return tuple(Key(self._class(columns[id_]), color_of(id_)) for id_, _ in common)
+
 
 def _summary(image: ImageExample) -> str:
-    """Say how many are right, wrong by kinds, and missed."""
+    """Say how many are right, wrong by kinds, and not found."""
     counts = Counter(image.kinds.tolist())
     wrong = {KINDS[kind]: number for kind, number in sorted(counts.items()) if kind >= 0}
     kinds = ", ".join(f"{number} {kind}" for kind, number in wrong.items())
@@ -287,7 +327,7 @@ def _summary(image: ImageExample) -> str:
         f"{counts[RIGHT]} right",
         f"{sum(wrong.values())} wrong" + (f" ({kinds})" if kinds else ""),
     ]
-    return ", ".join([*parts, f"{len(image.missed)} missed"])
+    return ", ".join([*parts, f"{len(image.missed)} not found"])
 
 
 def _window(box_xywh: np.ndarray, size_hw: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -12,15 +12,17 @@ from detr_kit import __version__
 from detr_kit.files import atomic_write
 from detr_kit.visualization.texts import grouped, readable
 
-# A page that can be mailed stays below this.
+# What is larger is hard to mail.
 MAX_BYTES = 1_400_000
 
 
 def write_page(out: Path, template: str, details: Sequence[Any], values: Mapping[str, Any]) -> None:
-    """Write the page of a template, with the first of `details` that keeps it below `MAX_BYTES`.
+    """Write the page of a template with as much detail as `MAX_BYTES` has room for.
 
-    `details`, from the fullest to the shortest, say how much is told; a template finds its own as
-    `detail`, and whether it is a shorter one as `is_shortened`.
+    The first of `details` is taken with which the page has so many bytes at most; where there is
+    none, the last is, and the page is as large as it then is. `details`, from the fullest to the
+    shortest, say how much is told; a template finds its own as `detail`, and whether it is a
+    shorter one as `is_shortened`.
     """
     page = b""
     for detail in details:

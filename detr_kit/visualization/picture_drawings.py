@@ -30,9 +30,11 @@ _QUALITIES = (80, 65, 50, 35, 20)
 def read_picture(folder: Path, name: str, size_hw: Sequence[int]) -> np.ndarray:
     """Return the RGB (H, W, 3) pixels of a file of an image folder.
 
-    Raises DetrKitError that says why there are none: no name inside the folder, no such file, not
-    readable, not of `size_hw` where that is known.
+    Raises DetrKitError that says why there are none: no name, or none inside the folder, no such
+    file, not readable, not of `size_hw` where that is known.
     """
+    if not name:
+        raise DetrKitError("it has no file_name")
     if not stays_inside(name):
         raise DetrKitError("not a name inside the image folder")
     path = folder / name

@@ -14,7 +14,6 @@ from detr_kit.visualization.line_charts import (
     Line,
     axis_over,
     line_chart,
-    share_axis,
     whole_axis,
 )
 
@@ -69,7 +68,7 @@ def _figure(title: str, lines: Sequence[Line], x_axis: Axis, y_label: str) -> Fi
     if not lines:
         return Figure(title, (), "The history holds none.")
     values = np.concatenate([line.ys for line in lines])
-    y_axis = share_axis("AP") if y_label == "AP" else axis_over(values, y_label, from_zero=True)
+    y_axis = axis_over(values, y_label, from_zero=True)
     ends = ", ".join(f"{line.name} {line.ys[-1]:.4g}" for line in lines)
     drawing = line_chart(
         lines, label=f"{title}, at the end {ends}", x_axis=x_axis, y_axis=y_axis, height=150

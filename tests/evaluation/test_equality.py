@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from pycocotools import mask
 
 from detr_kit.detections import Detections
+from detr_kit.evaluation import ordering, overlaps
 from detr_kit.evaluation.coco import Evaluation
 from detr_kit.evaluation.metrics import CocoMetrics
 from detr_kit.evaluation.options import ScoringOptions
@@ -173,6 +174,22 @@ def test_on_drawn_problems_with_other_options(tmp_path: Path, problem: Problem) 
     evaluation = quiet_evaluation(problem.rows, path, problem.options)
     reference = by_pycocotools(problem.content, problem.rows, problem.options)
     assert_same_arrays(evaluation, reference)
+
+
+@settings(DRAWN, max_examples=50)
+@given(problem=problems(other_options()))
+def test_nothing_depends_on_how_much_is_done_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Problem
+) -> None:
+    """Pairs in chunks of three, and rows ordered without packing them into one integer."""
+    path = write_json(tmp_path / "val.json", problem.content)
+    expected = quiet_evaluation(problem.rows, path, problem.options).arrays
+    with monkeypatch.context() as patch:
+        patch.setattr(overlaps, "_CHUNK", 3)
+        patch.setattr(ordering, "_BITS", 0)
+        found = quiet_evaluation(problem.rows, path, problem.options).arrays
+    for name in ("precision", "recall", "scores"):
+        assert (getattr(found, name) == getattr(expected, name)).all(), name
 
 
 @pytest.mark.parametrize("categories", [(1, 2), (2, 1)])

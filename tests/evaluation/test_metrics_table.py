@@ -120,10 +120,10 @@ def test_tables(metrics: CocoMetrics) -> None:
     assert rows["AP small"] == ["area below 32²", "no ground truth"]
     assert rows["AP medium"] == ["area 32² to 96²", "1.000"]
     assert rows["AR large"] == ["area above 96²", "no ground truth"]
-    assert rows["AR 1"] == ["1 detection an image", "1.000"]
-    assert rows["AR 10"] == ["10 detections an image", "1.000"]
-    assert rows["class 1"] == ["1.000", "1.000"]
-    assert rows["class 2"] == ["no ground truth", "no ground truth"]
+    assert rows["AR 1"] == ["1 detection an image and class", "1.000"]
+    assert rows["AR 10"] == ["10 detections an image and class", "1.000"]
+    assert rows["class 1"] == ["1", "1.000", "1.000"]
+    assert rows["class 2"] == ["0", "no ground truth", "no ground truth"]
     assert lines[-1].startswith("scored in ")
 
 
@@ -138,8 +138,8 @@ def test_tables_of_other_options(tmp_path: Path) -> None:
     assert rows["AP30"] == ["IoU 0.3", "1.000"]
     assert rows["AP tiny"] == ["area below 15.81²", "no ground truth"]
     assert rows["AR mid"] == ["area 15.81² to 100²", "1.000"]
-    assert rows["AR 7"] == ["7 detections an image", "1.000"]
-    assert rows["class 1"] == ["1.000"]  # no AP50
+    assert rows["AR 7"] == ["7 detections an image and class", "1.000"]
+    assert rows["class 1"] == ["1", "1.000"]  # no AP50
 
 
 def test_the_interval_stands_under_the_ap(metrics: CocoMetrics) -> None:
@@ -151,5 +151,8 @@ def test_the_interval_stands_under_the_ap(metrics: CocoMetrics) -> None:
 
 
 def test_names_are_no_markup(metrics: CocoMetrics) -> None:
-    named = replace(metrics, per_class={"[bold]a[/b]": 0.5}, per_class_ap50={"[bold]a[/b]": 0.25})
-    assert any(cells(line) == ["[bold]a[/b]", "0.500", "0.250"] for line in printed(named))
+    name = "[bold]a[/b]"
+    named = replace(
+        metrics, per_class={name: 0.5}, per_class_ap50={name: 0.25}, per_class_objects={name: 3}
+    )
+    assert any(cells(line) == [name, "3", "0.500", "0.250"] for line in printed(named))

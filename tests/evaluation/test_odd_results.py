@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -243,7 +242,7 @@ def test_boxes_of_negative_sides(annotations: Path) -> None:
 
 
 def spread(count: int) -> tuple[Rows, Rows]:
-    """Objects all over the picture, and detections of exactly them."""
+    """Boxes all over the picture, as objects and as detections."""
     rng = np.random.default_rng(0)
     sides = rng.uniform(30, 150, (count, 2))
     boxes = np.concatenate([rng.uniform(0, (400, 300) - sides), sides], axis=1).round(1).tolist()
@@ -261,13 +260,14 @@ def spread(count: int) -> tuple[Rows, Rows]:
     ],
 )
 def test_boxes_in_another_format(tmp_path: Path, changed: Any, suspected: str | None) -> None:
+    """Where there are too few objects to tell what would raise the AP."""
     objects, rows = spread(120)
-    path = write_json(tmp_path / "val.json", coco_content(objects))
+    path = write_json(tmp_path / "val.json", coco_content(objects[-19:]))
     rows = [{**row, "bbox": changed(*row["bbox"])} for row in rows]
     metrics, lines = warned(rows, path)
     if suspected is None:
         assert lines == []
-        assert metrics.ar_100 == pytest.approx(100 / 120)
+        assert metrics.ar_100 == 1
     else:
         assert lines == [
             f"results: the boxes look like {suspected}; COCO's are (x, y, w, h) in pixels"
@@ -279,16 +279,15 @@ def test_boxes_in_another_format(tmp_path: Path, changed: Any, suspected: str | 
 def test_many_detections_and_none_near_an_object(tmp_path: Path) -> None:
     objects, rows = spread(120)
     path = write_json(tmp_path / "val.json", coco_content(objects))
-    for changes in ({"category_id": 2}, {"bbox": [1, 1, 3, 3]}):
-        missed = [{**row, **changes, "score": n / 999} for n, row in enumerate(rows)]
-        metrics, lines = warned(missed, path)
-        assert metrics.ap == 0
-        assert lines == [
-            "results: none of 100 detections overlaps an object of its class by an IoU of 0.5; do "
-            f"ids and boxes mean those of {path}?"
-        ]
-        assert warned(missed[:99], path)[1] == []
-        assert warned([*missed, {**rows[0], "score": 1.0}], path)[1] == []
+    missed = [{**row, "bbox": [1, 1, 3, 3], "score": n / 999} for n, row in enumerate(rows)]
+    metrics, lines = warned(missed, path)
+    assert metrics.ap == 0
+    assert lines == [
+        "results: none of 100 detections overlaps an object of its class by an IoU of 0.5; do "
+        f"ids and boxes mean those of {path}?"
+    ]
+    assert warned(missed[:99], path)[1] == []
+    assert warned([*missed, {**rows[0], "score": 1.0}], path)[1] == []
     none = write_json(tmp_path / "none.json", coco_content([{**objects[0], "iscrowd": 1}]))
     assert warned(missed, none)[1] == []
 
@@ -306,6 +305,4 @@ def test_no_annotations_give_no_figures(tmp_path: Path) -> None:
     assert lines == []
     assert {value for _, value in metrics.figures()} == {None}
     metrics, lines = warned([], path)
-    assert [re.sub(".*: ", "", line) for line in lines] == [
-        "there are no detections, so every figure is 0"
-    ]
+    assert [line.split(";")[0] for line in lines] == ["results: there are no detections"]

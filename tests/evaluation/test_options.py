@@ -35,9 +35,7 @@ def test_all_areas_are_added_and_come_first() -> None:
     options = ScoringOptions(areas={"tiny": (0, 16**2)})
     assert options.areas == {"all": (0, 1e10), "tiny": (0, 256)}
     assert options.area_names == ("all", "tiny")
-    own = ScoringOptions(areas={"tiny": (0, 16**2), "all": (9, 99)})
-    assert own.areas["all"] == (9, 99)
-    assert own.area_names[0] == "all"
+    assert ScoringOptions(areas={"tiny": (0, 16**2), "all": (0, 1e10)}) == options
 
 
 def test_options_are_equal_by_their_values() -> None:
@@ -66,13 +64,15 @@ def test_the_place_of_a_threshold() -> None:
         ({"areas": {"tiny": (-1, 16)}}, "area range 'tiny' must be 0 <= least < most, got -1"),
         ({"areas": {"tiny": (5, 5)}}, "area range 'tiny' must be 0 <= least < most, got 5"),
         ({"areas": {"tiny": (0, math.nan)}}, "area range 'tiny' must be 0 <= least < most, got 0"),
-        ({"areas": {"all": (math.nan, 5)}}, "area range 'all' must be 0 <= least < most, got nan"),
+        ({"areas": {"all": (0, 99)}}, "area range 'all' is that of AP: choose another name"),
         ({"areas": {"big": (5, math.inf)}}, "area range 'big' must be 0 <= least < most, got 5"),
         ({"areas": {"10": (0, 9)}}, "area range '10': a name must begin with a letter"),
         ({"areas": {"interval": (0, 9)}}, "area range 'interval': a name must"),
         ({"areas": {"[/b]": (0, 9)}}, r"area range '\[/b\]': a name must"),
         ({"areas": {"tiny": (0, 9, 10)}}, "options: expected numbers"),
         ({"areas": [(0, 9)]}, "options: expected numbers"),
+        ({"areas": {1: (0, 9)}}, "area range '1': a name must begin with a letter"),
+        ({"iou_thresholds": (0.33331, 0.33334)}, "IoU thresholds must differ by 0.0001 or more"),
         ({"iou_thresholds": 0.5}, "options: expected numbers"),
         ({"iou_thresholds": ("half",)}, "options: expected numbers"),
         ({"max_detections": (1.5,)}, r"max detections must be integers from 1, got \[1.5\]"),
@@ -130,3 +130,9 @@ def test_a_range_of_areas_of_ones_own(tmp_path: Path) -> None:
     }
     assert metrics.ap_small is metrics.ar_large is None
     assert metrics.ar_100 == pytest.approx(0.5)
+
+
+def test_what_differs_from_coco_in_words() -> None:
+    assert ScoringOptions().differences == ""
+    options = ScoringOptions((0.3, 0.5), {}, (1, 300), class_agnostic=True)
+    assert options.differences == "class-agnostic; IoU 0.3, 0.5; 300 detections an image and class"

@@ -17,11 +17,11 @@ from detr_kit.visualization.charts import (
     Band,
     Tick,
     bars,
-    heat_map,
     histogram,
     name_width_of,
     round_steps,
 )
+from detr_kit.visualization.heat_maps import HEAT_RGB, heat_map
 from detr_kit.visualization.texts import compact, counted, fitted, percent, readable, width_of
 
 NASTY = "<script>alert(1)</script>\x00\n\u202e\ud800 ]]> &amp; \"'"
@@ -137,8 +137,10 @@ def test_a_heat_map_holds_its_values() -> None:
     address = next(ElementTree.fromstring(drawing).iter("image")).attrib["href"]
     kind, _, content = address.partition(",")
     assert kind == "data:image/png;base64"
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+    image = Image.open(io.BytesIO(base64.b64decode(content)))
+    pixels = np.asarray(image.convert("RGBA"))
     assert pixels.shape == (5, 7, 4)
+    assert (pixels[..., :3] == HEAT_RGB).all()
     assert np.array_equal(pixels[..., 3], np.rint(values * (255 / values.max())))
     texts = [part.text for part in parts(drawing, "text", "soft")]
     assert compact(values.max()) in texts

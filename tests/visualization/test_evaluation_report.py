@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,6 @@ from detr_kit.data.coco_file import read_columns
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.analysis import analyse
 from detr_kit.evaluation.coco import evaluation_of
-from detr_kit.evaluation.error_kinds import KINDS
 from detr_kit.evaluation.metrics import Interval
 from detr_kit.evaluation.options import ScoringOptions
 from detr_kit.evaluation.results import write_results
@@ -33,7 +33,7 @@ from tests.visualization.report_pages import Page, picture
 
 NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\x00\u202e"
 SECTIONS = [
-    "What costs AP",
+    "What costs AP50",
     "Curves",
     "Confusion of classes",
     "Which objects are found",
@@ -74,6 +74,10 @@ def test_sections_stand_in_their_order(tmp_path: Path) -> None:
     assert re.findall(r"<h2>(.*?)</h2>", page.raw) == [*SECTIONS, "Training"]
     # Each says in one sentence how to read it.
     assert len(re.findall(r'</h2>\s*<p class="soft">[^<]{40,}\.</p>', page.raw)) == 7
+    # The head leads to each of them.
+    targets = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert targets == [f"#{a['id']}" for tag, a in page.tags if tag == "section"]
+    assert len(targets) == 7
 
 
 def test_the_head_has_all_figures(tmp_path: Path) -> None:
@@ -94,19 +98,6 @@ def test_the_head_has_all_figures(tmp_path: Path) -> None:
     assert f"AP {metrics.ap:.3f}, 90 % interval 0.123 to 0.568" in page.texts
 
 
-def test_error_bars_tell_what_was_counted(tmp_path: Path) -> None:
-    analysis = drawn_analysis(tmp_path / "val.json")
-    errors = analysis.errors
-    assert min(errors.counts.values()) > 0  # the problem has them all
-    page = write(analysis, tmp_path / "out.html")
-    names = [kind.capitalize() for kind in KINDS]
-    costs = texts_of(page, "AP that each kind of error costs")
-    assert costs[0::2] == names
-    assert costs[1::2] == [f"{errors.costs[kind]:.3f}" for kind in KINDS]
-    counts = texts_of(page, "Number of errors of each kind")
-    assert counts[1::2] == [f"{errors.counts[kind]:,}" for kind in KINDS]
-
-
 def test_curves_name_their_figures(tmp_path: Path) -> None:
     analysis = drawn_analysis(tmp_path / "val.json")
     metrics, curves = analysis.evaluation.metrics, analysis.score_curves
@@ -122,7 +113,7 @@ def test_curves_name_their_figures(tmp_path: Path) -> None:
     mark = f"best F1 {curves.pooled_best_f1:.3f} at {curves.pooled_best_threshold:.3f}"
     assert mark in texts_of(page, "Precision, recall and F1 by score threshold")
     assert analysis.calibration is not None
-    assert f"Expected calibration error {analysis.calibration.error:.3f}." in page.text
+    assert f"Expected calibration error {analysis.calibration.error:.3f}: " in page.text
     counts = analysis.calibration.counts
     assert page.counts("Scores of detections") == counts[counts > 0].tolist()
 
@@ -147,7 +138,7 @@ def test_classes_stand_by_falling_ap(tmp_path: Path) -> None:
     page = write(analysis_of(tmp_path / "val.json", objects, found, names), tmp_path / "out.html")
     assert class_names(page) == ["b", "a", "d", "c", "unused"]
     rows = re.findall(r"<tr><td><bdi>.*?</tr>", page.raw)
-    cells = [re.findall(r">([^<>]+)</td>", row) for row in rows]
+    cells = [re.findall(r">([^<>]+)(?:</span>)?</td>", row) for row in rows]
     assert cells[0] == ["1.000", "1.000", "1", "0.900", "1.000"]
     assert cells[-1] == ["-", "-", "0", "-", "-"]
 
@@ -171,6 +162,7 @@ def test_texts_of_the_files_are_escaped(tmp_path: Path, num_names: int) -> None:
     names = [f"{place}{NASTY}" for place in range(num_names)]
     analysis = drawn_analysis(tmp_path / "<script>alert(4).json", names)
     out = tmp_path / "out.html"
+    (tmp_path / "<b>").mkdir()
     page = write(analysis, out, images=tmp_path / "<b>", title=NASTY, subtitle=NASTY)
     assert not {tag for tag, _ in page.tags} & {"script", "img", "b"}
     assert "<script>alert(1)</script>" in page.text
@@ -236,6 +228,31 @@ def test_without_images_there_is_a_page(tmp_path: Path) -> None:
     assert page.text.count("There are no objects to be found.") == 3
 
 
+def test_of_a_data_set_without_objects_detections_are_shown(tmp_path: Path) -> None:
+    page = write(analysis_of(tmp_path / "val.json", [], FOUND, TWO), tmp_path / "out.html")
+    assert "AP: no ground truth" in page.texts
+    assert "objects 0" in page.text
+    assert texts_of(page, "Number of errors of each kind")[1::2] == ["0"] * 4 + ["2", "0"]
+    assert "0 right, 2 wrong (2 background), 0 not found" in page.texts
+    assert "no object there" in page.texts
+
+
+def test_of_too_many_classes_the_confusion_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"class {place}" for place in range(30)]
+    monkeypatch.setattr("detr_kit.evaluation.analysis.MOST_CONFUSED", 29)
+    analysis = drawn_analysis(tmp_path / "val.json", names)
+    assert analysis.confusion is None
+    page = write(analysis, tmp_path / "out.html")
+    assert "With more than 2,000 classes, which of them are taken for each other" in page.text
+    assert not [d for d in page.drawings() if d.attrib["aria-label"].startswith("Confusion")]
+    assert "Most confused pairs" not in page.text
+    assert re.findall(r"<h2>(.*?)</h2>", page.raw) == SECTIONS
+    assert f"score {analysis.score_threshold:.3g} or more" in page.text
+    assert texts_of(page, "Precision and recall of classes at IoU 0.5")
+
+
 def test_doubts_are_shown(tmp_path: Path) -> None:
     found = [(1, 0, [2, 3, 30, 20], 17.5)]
     page = write(analysis_of(tmp_path / "val.json", OBJECT, found), tmp_path / "out.html")
@@ -283,6 +300,17 @@ def test_what_was_evaluated_is_not_written_over(tmp_path: Path) -> None:
         with pytest.raises(DetrKitError, match="it is a file that was evaluated"):
             write_evaluation_report(analysis, out, title="trial")
     assert (path.read_bytes(), results.read_bytes()) == before
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    analysis = analysis_of(tmp_path / "val.json", OBJECT, FOUND)
+    gone = tmp_path / "gone"
+    picture(gone / "1.png")
+    shutil.rmtree(gone)
+    for folder in (tmp_path / "nowhere", tmp_path / "val.json", gone):
+        with pytest.raises(DetrKitError, match=f"{folder}: no such image folder"):
+            write_evaluation_report(analysis, tmp_path / "o.html", images=folder, title="trial")
+    assert not (tmp_path / "o.html").exists()
 
 
 def test_the_page_is_written_without_torch() -> None:

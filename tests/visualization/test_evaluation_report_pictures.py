@@ -51,17 +51,46 @@ def test_objects_and_detections_are_drawn_side_by_side(tmp_path: Path) -> None:
     labelled = page.drawing("1.png: labelled objects")
     assert boxes(labelled) == {
         "cat found": ("box", "M10 10H60V60H10Z"),
-        "cat missed": ("box wrong", "M200 20H300V70H200Z"),
-        "cow missed": ("box wrong", "M100 100H150V200H100Z"),
+        "cat not found": ("box wrong", "M200 20H300V70H200Z"),
+        "cow not found": ("box wrong", "M100 100H150V200H100Z"),
     }
-    assert [text.text for text in labelled.iter("text")] == ["cat", "cow"]
+    # Few boxes are all named, mistakes first.
+    assert [text.text for text in labelled.iter("text")] == ["cat", "cow", "cat"]
     detected = page.drawing("1.png: detections")
     assert boxes(detected) == {
         "cat 0.90: right": ("box", "M10 10H60V60H10Z"),
         "dog 0.95: classification": ("box wrong", "M100 100H150V200H100Z"),
     }
-    assert [text.text for text in detected.iter("text")] == ["dog 0.95"]
-    assert "1 right, 1 wrong (1 classification), 2 missed" in page.texts
+    assert [text.text for text in detected.iter("text")] == ["dog 0.95", "cat 0.90"]
+    assert "1 right, 1 wrong (1 classification), 2 not found" in page.texts
+
+
+def test_of_many_boxes_only_mistakes_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png", 640, 480)
+    objects = [(1, 0, [60 * k, 40, 50, 50]) for k in range(7)]
+    found = [(1, 0, [60 * k, 40, 50, 50], 0.9) for k in range(7)] + [(1, 1, [9, 300, 50, 50], 0.95)]
+    analysis = analysis_of(tmp_path / "val.json", objects, found, size_wh=(640, 480))
+    page = write(analysis, tmp_path / "o.html", images=tmp_path)
+    assert [text.text for text in page.drawing("1.png: detections").iter("text")] == ["dog 0.95"]
+    assert not list(page.drawing("1.png: labelled objects").iter("text"))
+
+
+def test_colours_of_the_classes_are_explained(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png")
+    page = write(
+        analysis_of(tmp_path / "val.json", OBJECTS, FOUND), tmp_path / "o.html", images=tmp_path
+    )
+    keys = re.findall(r'class="key" style="--key:(#\w+)"><bdi>([\w .]+)</bdi>', page.raw)
+    colors = {name: color for color, name in keys}
+    assert [name for _, name in keys[:3]] == ["cat", "cow", "dog"]
+    for name, tooltip in (("cat", "cat found"), ("cow", "cow not found")):
+        labelled = page.drawing("1.png: labelled objects")
+        (path,) = [p for p in labelled.iter("path") if p.findtext("title") == tooltip]
+        assert path.attrib["stroke"] == colors[name]
+    # Under a part of a picture the class of its own box.
+    assert colors["dog 0.95"] == colors["dog"]
+    page = write(analysis_of(tmp_path / "val.json", OBJECTS, FOUND), tmp_path / "o.html")
+    assert 'class="key"' not in page.raw
 
 
 def test_detections_of_too_low_a_score_are_not_drawn(tmp_path: Path) -> None:
@@ -116,7 +145,7 @@ def test_a_missed_object_with_a_low_score_is_named_so(tmp_path: Path) -> None:
     wrong = [(2, 1, [4 * k, 4, 3, 3], 0.5) for k in range(9)]
     analysis = analysis_of(tmp_path / "val.json", OBJECTS[:2], [*found, *wrong])
     page = write(analysis, tmp_path / "o.html")
-    assert "score 0.10 only" in page.texts
+    assert "score too low: 0.10" in page.texts
 
 
 def test_crowds_are_dotted_and_not_missed(tmp_path: Path) -> None:
@@ -130,7 +159,7 @@ def test_crowds_are_dotted_and_not_missed(tmp_path: Path) -> None:
     page = write(analysis_of_file(path, FOUND), tmp_path / "o.html", images=tmp_path)
     assert boxes(page.drawing("1.png: labelled objects"))["cat not counted"][0] == "box ignored"
     assert "crowd regions not looked for 1" in page.text
-    assert "1 right, 1 wrong (1 classification), 1 missed" in page.texts
+    assert "1 right, 1 wrong (1 classification), 1 not found" in page.texts
 
 
 def test_where_classes_do_not_matter_they_are_not_named(tmp_path: Path) -> None:
@@ -196,5 +225,27 @@ def test_only_files_inside_the_folder_are_opened(
     assert sorted(opened) == ["2.png", "3.png"]
     assert "../secret.png: not a name inside the image folder" in page.texts
     assert "the annotation file says 64x48" in page.text
-    assert "image 4: not a name inside the image folder" in page.texts
-    assert page.text.count("There are none to show.") == 3
+    assert "image 4: it has no file_name" in page.texts
+    assert "No file that was tried in" in page.text
+    assert "There are none" in page.text
+
+
+def test_mistakes_are_told_where_no_picture_can_be_read(tmp_path: Path) -> None:
+    analysis = analysis_of(tmp_path / "val.json", OBJECTS, FOUND)
+    empty = tmp_path / "images"
+    empty.mkdir()
+    page = write(analysis, tmp_path / "o.html", images=empty)
+    assert f"No file that was tried in {empty} can be shown" in page.text
+    assert "The first: 1.png: no such image file" in page.text
+    assert "There are none" not in page.text
+    assert shown(page) == ["1.png"] * 4
+    for text in ("dog 0.95", "1 right, 1 wrong (1 classification), 2 not found", "not found"):
+        assert text in page.texts
+    assert not [drawing for drawing in page.drawings() if "picture" in drawing.attrib["class"]]
+    # Only where there is nothing to tell it says so.
+    perfect = [(image, class_, box, 0.9) for image, class_, box in OBJECTS]
+    page = write(
+        analysis_of(tmp_path / "val.json", OBJECTS, perfect), tmp_path / "o.html", images=empty
+    )
+    assert page.text.count("There are none") == 3
+    assert "No file that was tried" not in page.text

@@ -42,6 +42,15 @@ def test_lines_are_those_that_the_rows_hold() -> None:
     assert losses.note == "At the end: class 0.1429, L1 0.1."
 
 
+def test_low_ap_fills_its_chart() -> None:
+    history = [row(1, ap=0.001), row(2, ap=0.003)]
+    for each in history:
+        del each["val"]["ap50"]
+    root = ElementTree.fromstring(training_figures(history)[2].drawings[0])
+    ticks = [text.text for text in root.iter("text") if "end" in text.attrib.get("class", "")]
+    assert ticks == ["0", "0.001", "0.002", "0.003"]
+
+
 def test_one_epoch_is_a_dot() -> None:
     losses = training_figures([row(1)])[0]
     assert len(list(ElementTree.fromstring(losses.drawings[0]).iter("circle"))) == 1

@@ -24,7 +24,7 @@ from detr_kit.data.checks.repairs import Repairs, plan_repairs
 from detr_kit.data.coco_file import CocoColumns, CocoRecords, columns_of, read_columns
 from detr_kit.data.json_file import decode_json, read_bytes
 from detr_kit.errors import DetrKitError
-from detr_kit.files import atomic_write
+from detr_kit.files import atomic_write, is_one_of
 
 _SECTIONS = ("images", "annotations", "categories")
 # What only the pictures show; a report has it, the json does not.
@@ -95,7 +95,7 @@ def _require_other_files(annotations: Path, written: Iterable[Path]) -> None:
     for path in written:
         if path.is_dir():
             raise DetrKitError(f"{path}: it is a folder; name a .json file to write")
-        if path.exists() and annotations.exists() and path.samefile(annotations):
+        if is_one_of(path, [annotations]):
             raise DetrKitError(f"{path}: it is the file to repair; choose another file to write")
         if path.exists():
             raise DetrKitError(f"{path}: it is there already; choose a new file to write")
