@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from detr_kit.cli import conversions, data, detectors, training
+from detr_kit.cli import conversions, data, detectors, evaluation, training
 from detr_kit.errors import DetrKitError, DetrKitWarning
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ def _common(
     """Listed in the help; `main` reads it."""
 
 
-for commands in (training, detectors, data, conversions):
+for commands in (training, evaluation, detectors, data, conversions):
     commands.register(app)
 
 
@@ -45,8 +45,15 @@ def main() -> None:
         except (DetrKitError, OSError) as error:
             if debug:
                 raise
-            print(f"detr-kit: {error}", file=sys.stderr)
+            print(f"detr-kit: {_line(error)}", file=sys.stderr)
             sys.exit(1)
+
+
+def _line(error: Exception) -> str:
+    """Name the file first, as all other lines do, and no number of the system."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _show_warning(

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from detr_kit.cli.options import Overrides
 from detr_kit.errors import DetrKitError
-from detr_kit.files import atomic_write
+from detr_kit.files import atomic_write, is_one_of
 
 
 def register(app: typer.Typer) -> None:
@@ -93,7 +93,7 @@ def _require_safe_outputs(
         written.add(path.resolve())
         if not path.is_file():
             continue
-        if any(given.exists() and path.samefile(given) for given in annotations):
+        if is_one_of(path, annotations):
             raise DetrKitError(f"{option} {path}: it is a file to check; choose another to write")
         # Another json than an earlier report may be labels.
         if path.suffix.lower() not in suffixes or (option == "--json" and not _is_report(path)):

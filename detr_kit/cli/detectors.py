@@ -1,78 +1,21 @@
-"""Commands that use a detector or what it found."""
+"""Commands that use a detector, or tell or change what it is."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from detr_kit.cli.options import Annotations, BatchSize, Checkpoint
-
-if TYPE_CHECKING:
-    from detr_kit.evaluation.metrics import CocoMetrics
+from detr_kit.cli.options import BatchSize, Checkpoint
 
 
 def register(app: typer.Typer) -> None:
-    app.command("eval")(eval_command)
-    app.command("score")(score_command)
     app.command("predict")(predict_command)
     app.command("info")(info_command)
     app.command("convert")(convert_command)
-
-
-def eval_command(
-    checkpoint: Checkpoint,
-    annotations: Annotations,
-    images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
-    json_out: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write the figures to this file."),
-    ] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(help="Write the detections as a COCO results json."),
-    ] = None,
-    batch_size: BatchSize = 8,
-    num_workers: Annotated[int, typer.Option(min=0)] = 0,
-    on_bad_image: Annotated[
-        Literal["raise", "skip"],
-        typer.Option(help="skip counts unreadable pictures as without detections."),
-    ] = "raise",
-    device: str | None = None,
-) -> None:
-    """Compute the COCO figures of a checkpoint on a data set."""
-    from detr_kit.evaluation.run import evaluate
-    from detr_kit.inference.detector import Detector
-
-    detector = Detector.from_checkpoint(checkpoint, device=device)
-    metrics = evaluate(
-        detector,
-        annotations,
-        images,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        results_path=results,
-        on_bad_image=on_bad_image,
-    )
-    _show_metrics(metrics, json_out)
-
-
-def score_command(
-    results: Annotated[Path, typer.Argument(help="COCO results json of any detector.")],
-    annotations: Annotations,
-    json_out: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write the figures to this file."),
-    ] = None,
-) -> None:
-    """Compute the COCO figures of a results file."""
-    from detr_kit.evaluation.coco import evaluate_results
-
-    _show_metrics(evaluate_results(results, annotations), json_out)
 
 
 def predict_command(
@@ -170,12 +113,3 @@ def convert_command(
         lines += sorted({opened.key_map.dropped_because(key) for key in opened.dropped})
     for line in (*lines, *opened.notes, f"written to {out}"):
         console.print(line, highlight=False, markup=False)
-
-
-def _show_metrics(metrics: CocoMetrics, json_out: Path | None) -> None:
-    from detr_kit.files import atomic_write
-
-    if json_out is not None:
-        with atomic_write(json_out) as path:
-            path.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n", encoding="utf-8")
-    Console().print(metrics.table())

@@ -11,8 +11,9 @@ from detr_kit.config import RunConfig, load_config
 from detr_kit.errors import DetrKitError
 from detr_kit.files import recover_folder
 from detr_kit.training.display import TrainingDisplay
-from detr_kit.training.recorder import METRICS_FILE, read_metrics
-from detr_kit.training.session import CONFIG_FILE, Session
+from detr_kit.training.report import write_run_report
+from detr_kit.training.run_files import CONFIG_FILE, METRICS_FILE, read_metrics
+from detr_kit.training.session import Session
 from detr_kit.training.state import Progress
 
 
@@ -34,7 +35,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary an epoch; keys as in `detr_kit.training.recorder`."""
+        """One dictionary an epoch; keys as in `detr_kit.training.run_files`."""
         return read_metrics(self.folder)
 
 
@@ -99,9 +100,23 @@ def _execute(config: RunConfig, *, resume: bool, stop_after_epoch: int | None) -
         run = Run(config.output, config)
         if progress.epoch < config.epochs:
             display.message(f"stopped early; go on with: detr-kit resume {run.folder}")
+        if is_main and progress.best_epoch:
+            _report(run, display)
         best = f"{run.best} (epoch {progress.best_epoch}, highest AP), "
         display.message(
             f"checkpoints: {best if progress.best_epoch else ''}{run.last}; "
             f"figures: {run.folder / METRICS_FILE}"
         )
     return run
+
+
+def _report(run: Run, display: TrainingDisplay) -> None:
+    try:
+        path = write_run_report(run.folder, run.config)
+    except Exception as error:  # whatever it is, the training has come to its end all the same
+        fault = error if isinstance(error, DetrKitError | OSError) else repr(error)
+        display.message(
+            f"warning: no report was written: {fault}; try again with: detr-kit report {run.folder}"
+        )
+    else:
+        display.message(f"report: {path}")

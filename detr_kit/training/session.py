@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -186,10 +185,8 @@ class Session:
         warn_of_skipped(skipped)
         parts = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
         self.found = joined(parts)
-        with warnings.catch_warnings():
-            # An untrained detector may well find nothing; the table of the epoch says so.
-            warnings.simplefilter("ignore", UserWarning)
-            return evaluate_results(self.found, self.truth)
+        # An untrained detector may well find nothing; the table of the epoch says so.
+        return evaluate_results(self.found, self.truth, warn=False)
 
     def finish_epoch(self, row: dict[str, Any], progress: Progress, *, is_best: bool) -> None:
         if self.recorder is None:

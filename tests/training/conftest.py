@@ -45,7 +45,7 @@ class ConfigMaker(Protocol):
     def __call__(self, data: Path, output: Path, **changes: Any) -> RunConfig: ...
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> ConfigMaker:
     return _tiny_config
 

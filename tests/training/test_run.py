@@ -170,6 +170,9 @@ def test_best_holds_the_epoch_of_the_highest_ap(
     best = load_file(run.best / "model.safetensors")
     for name, tensor in weights(stopped).items():
         assert torch.equal(best[name], tensor), name
+    # what it found is kept with it, not what a later epoch found
+    kept, expected = ((one.folder / RESULTS_FILE).read_text() for one in (run, stopped))
+    assert kept == expected
     assert any(not torch.equal(best[name], tensor) for name, tensor in weights(run).items())
 
 
@@ -183,9 +186,9 @@ def test_evaluation_in_training_is_that_of_the_saved_detector(
 ) -> None:
     scored: list[ResultColumns] = []
 
-    def keep(results: ResultColumns, truth: GroundTruth) -> CocoMetrics:
+    def keep(results: ResultColumns, truth: GroundTruth, *, warn: bool) -> CocoMetrics:
         scored.append(results)
-        return evaluate_results(results, truth)
+        return evaluate_results(results, truth, warn=warn)
 
     monkeypatch.setattr("detr_kit.training.session.evaluate_results", keep)
     run = train(tiny_config(sample, tmp_path / "run", epochs=1, precision=precision))
