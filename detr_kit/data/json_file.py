@@ -52,7 +52,7 @@ def decode_json(path: Path, content: bytes, type_: type[T]) -> T:
 def _not_coco(path: Path, content: bytes, error: Exception) -> DetrKitError:
     fault = str(error)
     if content.lstrip()[:1] == b"[":
-        fault = "it holds a list, as results files do; are annotations and results swapped?"
+        fault = "it holds a list, as a file of results, not images, annotations and categories"
     return DetrKitError(f"{path}: not a COCO annotation file: {fault}")
 
 

@@ -179,7 +179,7 @@ def changed(part: str, **values: Any) -> dict[str, Any]:
     [
         (None, "no such annotation file"),
         ("{", "not a json file"),
-        ([], "not a COCO annotation file: it holds a list, as results files do; .* swapped"),
+        ([], "not a COCO annotation file: it holds a list, as a file of results, not images"),
         ({"images": []}, "not a COCO annotation file"),
         (changed("annotations", image_id=9), "annotation 4: no image has the id 9"),
         (changed("annotations", category_id=9), "annotation 4: no category has the id 9"),

@@ -126,7 +126,7 @@ def named(second: str, first: str = "a.jpg") -> Coco:
 SAMPLES = [
     # Files, sections and records that are not COCO.
     Sample("empty file", "not_coco", b"", "not a json file: the file is empty", repairable=False),
-    Sample("list", "not_coco", b"[]", "not a COCO annotation file: Expected `object`, got `array`",
+    Sample("list", "not_coco", b"[]", "not a COCO annotation file: it holds a list, as a file ",
            repairable=False),
     Sample("no section", "not_coco", b'{"images": [], "annotations": []}',
            "not a COCO annotation file: Object missing required field `categories`",
