@@ -48,5 +48,6 @@ cat <<TEXT
 Done. Look at
   $run/pictures        predictions, drawn
   $run/best            the detector, for detr_kit.Detector.from_checkpoint("$run/best")
+  $run/report.html     what it finds, what costs AP, its worst pictures: open it in a browser
   $run/curves.png      losses and AP over time; the figures are in $run/metrics.jsonl
 TEXT
