@@ -143,7 +143,7 @@ def compare_results(
     than there are pictures that have objects; interval and p-value come from it alike. That AP
     flatters on few pictures, see `ap_interval`, cancels out as far as it flatters both equally.
 
-    Of two detectors that are equally good, p-values were below 0.05 in 5 to 6 % of cases, by
+    Of two detectors that are equally good, p-values were below 0.05 in 4.6 to 5.6 % of cases, by
     `tools/interval_coverage.py`.
 
     Warns and raises as `evaluate_results`, and DetrKitError for fewer than 2 resamples.

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from detr_kit.categories import CategoryTable
 from detr_kit.data.coco_file import PackedText
 from detr_kit.errors import DetrKitError
-from detr_kit.evaluation.accumulation import accumulate
 from detr_kit.evaluation.breakdowns import (
     Breakdown,
     breakdowns,
@@ -21,12 +20,10 @@ from detr_kit.evaluation.breakdowns import (
     by_crowding,
     by_size,
 )
-from detr_kit.evaluation.coco import Evaluation
 from detr_kit.evaluation.found import FoundObjects
 from detr_kit.evaluation.ground_truth import GroundTruth
-from detr_kit.evaluation.match_table import match
-from detr_kit.evaluation.metrics import summarise
 from detr_kit.evaluation.options import ScoringOptions
+from tests.evaluation.placed_objects import evaluation_of_found
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -68,23 +65,6 @@ def found_of(
         np.array(boxes_xywh, dtype=np.float64).reshape(-1, 4),
         falling if scores is None else np.array(scores, dtype=np.float64),
     )
-
-
-def evaluated(
-    truth: GroundTruth, found: FoundObjects, options: ScoringOptions | None = None
-) -> Evaluation:
-    options = options or ScoringOptions()
-    table = match(truth, found, options)
-    arrays = accumulate(table)
-    metrics = summarise(
-        arrays,
-        options,
-        table.class_names,
-        num_images=truth.num_images,
-        num_detections=len(found),
-        seconds=0.0,
-    )
-    return Evaluation(table, arrays, metrics)
 
 
 def random_scene(seed: int, num_images: int = 8) -> tuple[GroundTruth, FoundObjects]:
@@ -146,7 +126,7 @@ class TestSize:
     @FIXED
     @given(SEEDS)
     def test_bounds_of_coco_give_its_figures(self, seed: int) -> None:
-        evaluation = evaluated(*random_scene(seed))
+        evaluation = evaluation_of_found(*random_scene(seed))
         sizes = by_size(evaluation, sides=(32, 96))
         metrics = evaluation.metrics
         assert sizes.ap == (metrics.ap_small, metrics.ap_medium, metrics.ap_large)
@@ -157,16 +137,16 @@ class TestSize:
     def test_other_bounds_and_options_give_what_ranges_of_area_give(self, seed: int) -> None:
         scene = random_scene(seed)
         options = ScoringOptions((0.3, 0.6), {"tiny": (0, 400), "rest": (400, 1e10)}, (5,))
-        evaluation = evaluated(*scene, options)
+        evaluation = evaluation_of_found(*scene, options)
         sizes = by_size(evaluation, 0.6, sides=(20,))
         others = evaluation.metrics.others
         assert sizes.ap == (others["ap_tiny"], others["ap_rest"])
-        at_iou = evaluated(*scene, replace(options, iou_thresholds=(0.6,))).metrics.others
+        at_iou = evaluation_of_found(*scene, replace(options, iou_thresholds=(0.6,))).metrics.others
         assert sizes.ap_at_iou == (at_iou["ap_tiny"], at_iou["ap_rest"])
 
     def test_an_area_that_is_a_bound_is_on_both_sides(self) -> None:
         truth = truth_of([0, 0], [0, 0], [[0, 0, 32, 32], [100, 0, 15, 15]], 1)
-        sizes = by_size(evaluated(truth, found_of([0], [0], [[0, 0, 32, 32]])))
+        sizes = by_size(evaluation_of_found(truth, found_of([0], [0], [[0, 0, 32, 32]])))
         assert sizes.num_objects.tolist() == [1, 1, 1, 0, 0, 0]
         assert sizes.recall == (0, 1, 1, None, None, None)
         assert sizes.ap == (0, pytest.approx(1), pytest.approx(1), None, None, None)
@@ -174,11 +154,11 @@ class TestSize:
     def test_a_detection_of_that_area_is_wrong_on_both_sides(self) -> None:
         boxes = [[0.0, 0, 20, 20], [100, 0, 40, 40]]
         wrong_first = found_of([0, 0, 0], [0, 0, 0], [[300, 0, 32, 32], *boxes])
-        sizes = by_size(evaluated(truth_of([0, 0], [0, 0], boxes, 1), wrong_first))
+        sizes = by_size(evaluation_of_found(truth_of([0, 0], [0, 0], boxes, 1), wrong_first))
         assert sizes.ap[1:3] == (pytest.approx(0.5), pytest.approx(0.5))
 
     def test_sides_must_rise(self) -> None:
-        evaluation = evaluated(*random_scene(0))
+        evaluation = evaluation_of_found(*random_scene(0))
         for sides in ((), (0, 10), (32, 32), (96, 32)):
             with pytest.raises(DetrKitError, match="sides must rise from above 0"):
                 by_size(evaluation, sides=sides)
@@ -190,12 +170,12 @@ class TestCrowding:
     def test_each_part_equals_its_pictures_alone(self, seed: int, class_agnostic: bool) -> None:
         options = ScoringOptions(class_agnostic=class_agnostic)
         truth, found = random_scene(seed)
-        crowding = by_crowding(evaluated(truth, found, options))
+        crowding = by_crowding(evaluation_of_found(truth, found, options))
         counts = np.bincount(truth.image_rows[~truth.is_crowd], minlength=truth.num_images)
         bounds = [1, 2, 5, 10, 20, 10**9]
         for part in range(5):
             kept = (counts >= bounds[part]) & (counts < bounds[part + 1])
-            alone = evaluated(*pictures_alone(truth, found, kept), options)
+            alone = evaluation_of_found(*pictures_alone(truth, found, kept), options)
             assert crowding.ap[part] == alone.metrics.ap
             assert crowding.ap_at_iou[part] == alone.metrics.ap50
             matches = alone.table.at(0)
@@ -208,7 +188,7 @@ class TestCrowding:
     def test_pictures_without_objects_are_in_no_part(self) -> None:
         truth = truth_of([0], [0], [SQUARE], 2)
         wrong_first = found_of([1, 0], [0, 0], [SQUARE, SQUARE])
-        evaluation = evaluated(truth, wrong_first)
+        evaluation = evaluation_of_found(truth, wrong_first)
         assert evaluation.metrics.ap50 == pytest.approx(0.5)
         assert by_crowding(evaluation).ap_at_iou == (pytest.approx(1), *[None] * 4)
 
@@ -220,12 +200,12 @@ class TestAspectRatio:
         truth, found = random_scene(seed)
         turn = [1, 0, 3, 2]
         turned = by_aspect_ratio(
-            evaluated(
+            evaluation_of_found(
                 replace(truth, boxes_xywh=truth.boxes_xywh[:, turn]),
                 replace(found, boxes_xywh=found.boxes_xywh[:, turn]),
             )
         )
-        upright = by_aspect_ratio(evaluated(truth, found))
+        upright = by_aspect_ratio(evaluation_of_found(truth, found))
         assert turned.num_objects.tolist() == upright.num_objects[::-1].tolist()
         for ours, theirs in (
             (turned.ap, upright.ap),
@@ -255,14 +235,14 @@ class TestAspectRatio:
         self, width: int, height: int, part: int
     ) -> None:
         truth = truth_of([0], [0], [[0, 0, width, height]], 1)
-        ratios = by_aspect_ratio(evaluated(truth, found_of([0], [0], [SQUARE])))
+        ratios = by_aspect_ratio(evaluation_of_found(truth, found_of([0], [0], [SQUARE])))
         assert ratios.num_objects.tolist() == [int(place == part) for place in range(5)]
 
     def test_what_finds_nothing_counts_by_its_own_shape(self) -> None:
         truth = truth_of([0, 1], [0, 0], [SQUARE, WIDE], 3)
         # a wide one where there is nothing, then both objects
         found = found_of([2, 0, 1], [0, 0, 0], [WIDE, SQUARE, WIDE])
-        ratios = by_aspect_ratio(evaluated(truth, found))
+        ratios = by_aspect_ratio(evaluation_of_found(truth, found))
         assert ratios.ap_at_iou[2] == pytest.approx(1)
         assert ratios.ap_at_iou[3] == pytest.approx(0.5)
 
@@ -270,10 +250,10 @@ class TestAspectRatio:
         # the very wide one covers half of the wide object, which is not of its part
         truth = truth_of([0, 1], [0, 0], [WIDE, VERY_WIDE], 2)
         found = found_of([0, 1], [0, 0], [VERY_WIDE, VERY_WIDE])
-        ratios = by_aspect_ratio(evaluated(truth, found))
+        ratios = by_aspect_ratio(evaluation_of_found(truth, found))
         assert ratios.ap_at_iou[3:] == (pytest.approx(1), pytest.approx(1))
         assert ratios.recall[3:] == (1, 1)
-        stricter = by_aspect_ratio(evaluated(truth, found), 0.75)
+        stricter = by_aspect_ratio(evaluation_of_found(truth, found), 0.75)
         assert stricter.recall[3:] == (0, 1)
         assert stricter.ap_at_iou[3:] == (0, pytest.approx(0.5))
 
@@ -286,7 +266,7 @@ def empty(breakdown: Breakdown) -> bool:
 
 class TestAllThree:
     def test_order_and_shapes(self) -> None:
-        parts = breakdowns(evaluated(*random_scene(1)))
+        parts = breakdowns(evaluation_of_found(*random_scene(1)))
         assert [part.title for part in parts] == [
             "Size",
             "Objects in the picture",
@@ -313,7 +293,7 @@ class TestAllThree:
             class_columns=np.zeros_like(found.class_columns),
             scores=np.full(len(found), 7.5),
         )
-        for part in breakdowns(evaluated(truth, found)):
+        for part in breakdowns(evaluation_of_found(truth, found)):
             for total, ap, recall in zip(part.num_objects, part.ap, part.recall, strict=True):
                 assert (total == 0) == (ap is None) == (recall is None)
                 assert total == 0 or 0 <= recall <= 1
@@ -322,23 +302,23 @@ class TestAllThree:
     def test_no_objects(self, num_images: int) -> None:
         rows = [0] * num_images
         found = found_of(rows, rows, [SQUARE] * num_images)
-        for part in breakdowns(evaluated(truth_of([], [], [], num_images), found)):
+        for part in breakdowns(evaluation_of_found(truth_of([], [], [], num_images), found)):
             assert empty(part)
 
     def test_crowd_regions_only(self) -> None:
         truth = replace(truth_of([0], [0], [SQUARE], 1), is_crowd=np.array([True]))
-        for part in breakdowns(evaluated(truth, found_of([0], [0], [SQUARE]))):
+        for part in breakdowns(evaluation_of_found(truth, found_of([0], [0], [SQUARE]))):
             assert empty(part)
 
     def test_no_detections(self) -> None:
         truth = truth_of([0], [0], [SQUARE], 1)
-        for part in breakdowns(evaluated(truth, found_of([], [], []))):
+        for part in breakdowns(evaluation_of_found(truth, found_of([], [], []))):
             assert part.num_objects.sum() == 1
             for values in (part.ap, part.ap_at_iou, part.recall):
                 assert [value for value in values if value is not None] == [0]
 
     def test_iou_must_be_one_of_the_evaluation(self) -> None:
-        evaluation = evaluated(*random_scene(0), ScoringOptions(iou_thresholds=(0.3,)))
+        evaluation = evaluation_of_found(*random_scene(0), ScoringOptions(iou_thresholds=(0.3,)))
         assert [part.ap for part in breakdowns(evaluation, 0.3)] == [
             part.ap_at_iou for part in breakdowns(evaluation, 0.3)
         ]

@@ -2,72 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detr_kit.categories import CategoryTable
-from detr_kit.data.coco_file import PackedText
 from detr_kit.errors import DetrKitError
-from detr_kit.evaluation.accumulation import accumulate
 from detr_kit.evaluation.calibration import calibration
 from detr_kit.evaluation.coco import Evaluation
-from detr_kit.evaluation.found import FoundObjects
-from detr_kit.evaluation.ground_truth import GroundTruth
-from detr_kit.evaluation.match_table import match
-from detr_kit.evaluation.metrics import summarise
 from detr_kit.evaluation.options import ScoringOptions
+from tests.evaluation.placed_objects import IGNORED, LOOSE, RIGHT, WRONG, Found, placed
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=100)
-RIGHT, WRONG, IGNORED = "right", "wrong", "ignored"
-LOOSE = "loose"  # right up to an IoU of 0.6
-
 Rows = list[tuple[float, str]]
 
 
 def evaluated(
     rows: Rows, *, num_images: int = 1, options: ScoringOptions | None = None
 ) -> Evaluation:
-    """Detections by score and kind, in turn of two classes, each at a place of its own."""
-    options = options or ScoringOptions()
-    columns = (np.arange(len(rows)) % 2).astype(np.int32)
-    boxes_xywh = np.full((len(rows), 4), 10.0)
-    boxes_xywh[:, 0] = np.arange(len(rows)) * 100
-    found_boxes_xywh = boxes_xywh.copy()
-    found_boxes_xywh[[kind == LOOSE for _, kind in rows], 2] = 6.0
-    labelled = np.array([kind != WRONG for _, kind in rows], dtype=bool)
-    crowds = np.array([kind == IGNORED for _, kind in rows], dtype=bool)
-    truth = GroundTruth(
-        path=Path("val.json"),
-        categories=CategoryTable((1, 2), ("cat", "dog")),
-        image_ids=np.arange(num_images),
-        file_names=PackedText.pack([b""] * num_images),
-        sizes_hw=np.zeros((num_images, 2), np.int32),
-        image_rows=np.zeros(labelled.sum(), np.int32),
-        class_columns=columns[labelled],
-        boxes_xywh=boxes_xywh[labelled],
-        areas=np.full(labelled.sum(), 100.0),
-        is_crowd=crowds[labelled],
-        annotation_ids=np.arange(labelled.sum()),
-    )
-    scores = np.array([score for score, _ in rows], dtype=np.float64)
-    found = FoundObjects(
-        "results", np.zeros(len(rows), np.int32), columns, found_boxes_xywh, scores
-    )
-    table = match(truth, found, options)
-    arrays = accumulate(table)
-    metrics = summarise(
-        arrays,
-        options,
-        table.class_names,
-        num_images=num_images,
-        num_detections=len(rows),
-        seconds=0.0,
-    )
-    return Evaluation(table, arrays, metrics)
+    """Detections by score and kind, in turn of two classes."""
+    found = [Found(number % 2, score, kind) for number, (score, kind) in enumerate(rows)]
+    return placed(found, options=options, num_images=num_images)
 
 
 @FIXED

@@ -3,87 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detr_kit.categories import CategoryTable
-from detr_kit.data.coco_file import PackedText
 from detr_kit.errors import DetrKitError
-from detr_kit.evaluation.accumulation import accumulate
-from detr_kit.evaluation.coco import Evaluation
 from detr_kit.evaluation.curves import ScoreCurves, precision_recall_curves, score_curves
-from detr_kit.evaluation.found import FoundObjects
-from detr_kit.evaluation.ground_truth import GroundTruth
-from detr_kit.evaluation.match_table import match
-from detr_kit.evaluation.metrics import summarise
 from detr_kit.evaluation.options import ScoringOptions
+from tests.evaluation.placed_objects import IGNORED, LOOSE, NAMES, RIGHT, WRONG, Found, placed
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=100)
-RIGHT, WRONG, IGNORED = "right", "wrong", "ignored"
-LOOSE = "loose"  # right up to an IoU of 0.6
-NAMES = ("cat", "dog", "emu")
-
-
-class Found(NamedTuple):
-    column: int
-    score: float
-    kind: str = RIGHT
-
-
-def evaluated(
-    found: list[Found],
-    missed: tuple[int, ...] = (),
-    options: ScoringOptions | None = None,
-    num_images: int = 1,
-) -> Evaluation:
-    """Detections that are right, wrong or on a crowd region, and missed objects of some classes.
-
-    Each has a place of its own in the first picture, so that it is known what matches what.
-    """
-    options = options or ScoringOptions()
-    places = np.arange(len(found) + len(missed)) * 100.0
-    boxes_xywh = np.stack([places, *np.full((3, len(places)), 10.0)], axis=1)
-    found_boxes_xywh = boxes_xywh[: len(found)].copy()
-    found_boxes_xywh[[row.kind == LOOSE for row in found], 2] = 6.0
-    columns = np.array([row.column for row in found] + list(missed), dtype=np.int32)
-    labelled = np.array([row.kind != WRONG for row in found] + [True] * len(missed), dtype=bool)
-    crowds = np.array([row.kind == IGNORED for row in found] + [False] * len(missed), dtype=bool)
-    truth = GroundTruth(
-        path=Path("val.json"),
-        categories=CategoryTable((1, 2, 3), NAMES),
-        image_ids=np.arange(num_images),
-        file_names=PackedText.pack([b""] * num_images),
-        sizes_hw=np.zeros((num_images, 2), np.int32),
-        image_rows=np.zeros(labelled.sum(), np.int32),
-        class_columns=columns[labelled],
-        boxes_xywh=boxes_xywh[labelled],
-        areas=np.full(labelled.sum(), 100.0),
-        is_crowd=crowds[labelled],
-        annotation_ids=np.arange(labelled.sum()),
-    )
-    detections = FoundObjects(
-        "results",
-        np.zeros(len(found), np.int32),
-        columns[: len(found)],
-        found_boxes_xywh,
-        np.array([row.score for row in found], dtype=np.float64),
-    )
-    table = match(truth, detections, options)
-    arrays = accumulate(table)
-    metrics = summarise(
-        arrays,
-        options,
-        table.class_names,
-        num_images=num_images,
-        num_detections=len(found),
-        seconds=0.0,
-    )
-    return Evaluation(table, arrays, metrics)
 
 
 def precision_recall_f1(kept: list[Found], num_objects: int) -> tuple[float, float, float]:
@@ -138,7 +69,7 @@ class TestBestThresholds:
     @given(st.one_of(TIED, ANY_SCALE))
     def test_equal_to_trying_every_score(self, scene: tuple[list[Found], list[int]]) -> None:
         found, missed = scene
-        curves = score_curves(evaluated(found, tuple(missed)))
+        curves = score_curves(placed(found, tuple(missed)))
         found = [row for row in found if row.kind != IGNORED]
         objects = [row.column for row in found if row.kind == RIGHT] + missed
         for column in range(3):
@@ -149,14 +80,14 @@ class TestBestThresholds:
     def test_the_higher_score_of_equal_f1_is_taken(self) -> None:
         # both are 2 / 3: 2 * 1 / (1 + 2) at 0.9, 2 * 2 / (4 + 2) at 0.5
         found = [Found(0, 0.5, WRONG), Found(0, 0.5), Found(0, 0.9), Found(0, 0.5, WRONG)]
-        assert best_of(score_curves(evaluated(found)), 0) == (0.9, 2 / 3, 1.0, 0.5)
+        assert best_of(score_curves(placed(found)), 0) == (0.9, 2 / 3, 1.0, 0.5)
 
     def test_equal_scores_count_together(self) -> None:
         found = [Found(0, 0.5), Found(0, 0.5, WRONG), Found(0, 0.5, WRONG)]
-        assert best_of(score_curves(evaluated(found)), 0) == (0.5, 0.5, 1 / 3, 1.0)
+        assert best_of(score_curves(placed(found)), 0) == (0.5, 0.5, 1 / 3, 1.0)
 
     def test_a_wrong_detection_of_a_class_without_objects_counts_when_pooled(self) -> None:
-        curves = score_curves(evaluated([Found(0, 0.9), Found(1, 0.95, WRONG)]))
+        curves = score_curves(placed([Found(0, 0.9), Found(1, 0.95, WRONG)]))
         assert best_of(curves, 0) == (0.9, 1.0, 1.0, 1.0)
         assert best_of(curves, 1) is None
         assert pooled_best_of(curves) == (0.9, 2 / 3, 0.5, 1.0)
@@ -169,7 +100,7 @@ class TestScoreCurves:
         self, scene: tuple[list[Found], list[int]]
     ) -> None:
         found, missed = scene
-        curves = score_curves(evaluated(found, tuple(missed)))
+        curves = score_curves(placed(found, tuple(missed)))
         found = [row for row in found if row.kind != IGNORED]
         objects = [row.column for row in found if row.kind == RIGHT] + missed
         by_class = np.stack([curves.precision, curves.recall, curves.f1])
@@ -185,21 +116,21 @@ class TestScoreCurves:
                 np.testing.assert_array_equal(values[:, place], expected)
 
     def test_thresholds_are_the_decimals_that_people_write(self) -> None:
-        thresholds = score_curves(evaluated([])).thresholds
+        thresholds = score_curves(placed([])).thresholds
         assert thresholds.tolist() == [
             float(f"{number // 100}.{number % 100:02d}") for number in range(101)
         ]
 
     @pytest.mark.parametrize("scores", [(-3.0, 0.5), (0.2, 80.0), (7.0, 7.0), (-1e308, 1e308)])
     def test_thresholds_span_scores_that_lie_outside(self, scores: tuple[float, float]) -> None:
-        curves = score_curves(evaluated([Found(0, score) for score in scores]))
+        curves = score_curves(placed([Found(0, score) for score in scores]))
         assert (curves.thresholds[0], curves.thresholds[-1]) == scores
         assert (np.diff(curves.thresholds) >= 0).all()
         assert curves.recall[0, 0] == 1.0
         assert curves.recall[0, -1] == (1.0 if scores[0] == scores[1] else 0.5)
 
     def test_iou_is_that_of_the_evaluation(self) -> None:
-        evaluation = evaluated([Found(0, 0.5)], options=ScoringOptions(iou_thresholds=(0.3, 0.75)))
+        evaluation = placed([Found(0, 0.5)], options=ScoringOptions(iou_thresholds=(0.3, 0.75)))
         assert score_curves(evaluation, 0.75).iou == 0.75
         assert precision_recall_curves(evaluation, 0.75).iou == 0.75
         for function in (score_curves, precision_recall_curves):
@@ -209,7 +140,7 @@ class TestScoreCurves:
                 function(evaluation)
 
     def test_what_is_right_depends_on_the_iou(self) -> None:
-        evaluation = evaluated([Found(0, 0.9, LOOSE), Found(0, 0.8)])
+        evaluation = placed([Found(0, 0.9, LOOSE), Found(0, 0.8)])
         assert best_of(score_curves(evaluation), 0) == (0.8, 1.0, 1.0, 1.0)
         assert best_of(score_curves(evaluation, 0.75), 0) == (0.8, 0.5, 0.5, 0.5)
         for iou, precision in ((0.5, 1), (0.75, 0.5)):
@@ -219,13 +150,13 @@ class TestScoreCurves:
     def test_only_the_best_scored_of_a_picture_and_class_count(self) -> None:
         options = ScoringOptions(max_detections=(1,))
         found = [Found(0, 0.9, WRONG), Found(0, 0.8)]
-        assert score_curves(evaluated(found, options=options)).recall[0].max() == 0
+        assert score_curves(placed(found, options=options)).recall[0].max() == 0
 
 
 class TestDict:
     def test_json_holds_the_thresholds_by_name(self) -> None:
         found = [Found(0, 0.75), Found(2, 0.5, WRONG), Found(1, 0.25, WRONG)]
-        values = score_curves(evaluated(found, missed=(1,))).to_dict(NAMES)
+        values = score_curves(placed(found, missed=(1,))).to_dict(NAMES)
         assert json.loads(json.dumps(values, allow_nan=False)) == {
             "iou": 0.5,
             "all": {"threshold": 0.75, "f1": 2 / 3, "precision": 1.0, "recall": 0.5},
@@ -237,7 +168,7 @@ class TestDict:
         }
 
     def test_nothing_right_gives_no_threshold(self) -> None:
-        values = score_curves(evaluated([Found(0, 0.5, WRONG)], missed=(0,))).to_dict(NAMES)
+        values = score_curves(placed([Found(0, 0.5, WRONG)], missed=(0,))).to_dict(NAMES)
         assert values["all"] is None
         assert values["classes"] == dict.fromkeys(NAMES)
 
@@ -251,7 +182,7 @@ class TestPrecisionRecall:
             Found(1, 0.4),
             Found(2, 0.3, WRONG),
         ]
-        evaluation = evaluated(found, missed=(0, 1))
+        evaluation = placed(found, missed=(0, 1))
         curves = precision_recall_curves(evaluation)
         metrics = evaluation.metrics
         assert curves.by_threshold.shape == (10, 101)
@@ -265,7 +196,7 @@ class TestPrecisionRecall:
     def test_known_precisions(self) -> None:
         # precision 1 up to recall 1/3, then 2/3 up to recall 2/3
         found = [Found(0, 0.9), Found(0, 0.8, WRONG), Found(0, 0.7)]
-        curves = precision_recall_curves(evaluated(found, missed=(0,)), 0.75)
+        curves = precision_recall_curves(placed(found, missed=(0,)), 0.75)
         expected = [1.0 if r <= 1 / 3 else 2 / 3 if r <= 2 / 3 else 0.0 for r in curves.recalls]
         np.testing.assert_allclose(curves.by_class[0], expected, rtol=1e-12)
         np.testing.assert_allclose(curves.by_threshold, [expected] * 10, rtol=1e-12)
@@ -273,7 +204,7 @@ class TestPrecisionRecall:
 
 class TestDegenerate:
     def test_nothing_found(self) -> None:
-        evaluation = evaluated([], missed=(0,))
+        evaluation = placed([], missed=(0,))
         curves = score_curves(evaluation)
         assert np.isnan(curves.precision).all()
         assert (curves.recall[0] == 0).all()
@@ -287,7 +218,7 @@ class TestDegenerate:
     @pytest.mark.parametrize("num_images", [0, 2])
     def test_no_objects(self, num_images: int) -> None:
         found = [Found(0, 0.5, WRONG), Found(1, 0.5, IGNORED)] if num_images else []
-        evaluation = evaluated(found, num_images=num_images)
+        evaluation = placed(found, num_images=num_images)
         curves = score_curves(evaluation)
         for values in (curves.precision, curves.recall, curves.f1, curves.best_thresholds):
             assert np.isnan(values).all()
@@ -301,7 +232,7 @@ class TestDegenerate:
 
     def test_classes_as_one(self) -> None:
         options = ScoringOptions(class_agnostic=True)
-        evaluation = evaluated([Found(0, 0.9), Found(1, 0.8, WRONG)], (2,), options)
+        evaluation = placed([Found(0, 0.9), Found(1, 0.8, WRONG)], (2,), options)
         curves = score_curves(evaluation)
         assert curves.f1.shape == (1, 101)
         np.testing.assert_array_equal(curves.f1[0], curves.pooled_f1)
