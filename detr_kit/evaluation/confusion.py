@@ -85,14 +85,6 @@ def reaches(matches: Matches, score_threshold: float | np.ndarray) -> np.ndarray
     return matches.scores >= by_class[matches.classes]
 
 
-def filled_thresholds(by_class: np.ndarray, pooled: float | None) -> np.ndarray:
-    """Return thresholds (K,) with the one of all classes together where a class has none (NaN).
-
-    Where there is none of all classes either, NaN stays.
-    """
-    return by_class.copy() if pooled is None else np.where(np.isnan(by_class), pooled, by_class)
-
-
 def _confused(
     matches: Matches, wrong: np.ndarray, objects: np.ndarray, least_iou: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from detr_kit.categories import CategoryTable
 from detr_kit.data.coco_file import PackedText
 from detr_kit.errors import DetrKitError, DetrKitWarning
 from detr_kit.evaluation.coco import Evaluation, evaluation_of
-from detr_kit.evaluation.confusion import confusion_matrix, filled_thresholds
+from detr_kit.evaluation.confusion import confusion_matrix
 from detr_kit.evaluation.found import ResultColumns
 from detr_kit.evaluation.ground_truth import GroundTruth
 from detr_kit.evaluation.options import ScoringOptions
@@ -154,11 +154,6 @@ class TestThresholds:
     def test_other_shapes_are_refused(self) -> None:
         with pytest.raises(DetrKitError, match=r"one for each of 2 classes, got an array \(3,\)"):
             counts_of(CAT_AND_DOG, self.FOUND, np.zeros(3))
-
-    def test_classes_without_one_take_that_of_all(self) -> None:
-        by_class = np.array([0.3, np.nan])
-        assert filled_thresholds(by_class, 0.4).tolist() == [0.3, 0.4]
-        np.testing.assert_array_equal(filled_thresholds(by_class, None), by_class)
 
 
 class TestDegenerate:
