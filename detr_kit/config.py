@@ -9,7 +9,7 @@ import difflib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_origin
+from typing import Annotated, Any, Literal, cast, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -120,6 +120,11 @@ class OptimizerConfig(Section):
     # "detr": every parameter; "yolos": none on vectors, position embeddings and tokens
     decay: Literal["detr", "yolos"] = "detr"
     clip: float = Field(0.1, ge=0)  # 0: no clipping
+    # each layer of the backbone learns at this share of the rate of the layer after it
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    # images a step that the rates are stated for; None: for whatever the step holds
+    recipe_batch: int | None = Field(None, ge=1)
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"  # from `recipe_batch` to the actual one
 
 
 class ScheduleConfig(Section):
@@ -147,6 +152,33 @@ class LossConfig(Section):
 class EvaluationConfig(Section):
     every: int = Field(1, ge=1)  # epochs; the last epoch is always evaluated
     batch_size: int | None = Field(None, ge=1)  # None: the training batch size
+    metric: str = "ap"  # the key of `CocoMetrics.to_dict()` by which `best` is chosen
+    patience: int | None = Field(None, ge=1)  # evaluations without a gain before training ends
+    min_gain: float = Field(0.0, ge=0)  # what counts as a gain for `patience`
+
+
+class AverageConfig(Section):
+    """The exponential moving average of the weights, which is evaluated in their place."""
+
+    decay: float = Field(0.0, ge=0, lt=1)  # 0: no average
+    warmup_steps: int = Field(0, ge=0)  # the decay rises from 0 over about as many steps
+
+
+class CheckpointConfig(Section):
+    """When the state of a run is saved besides the end of each epoch, and what is kept."""
+
+    minutes: float | None = Field(15.0, gt=0)  # None: not by time
+    steps: int | None = Field(None, ge=1)
+    keep: int = Field(0, ge=0)  # checkpoints of the newest epochs, kept in `epochs/`
+    keep_every: int | None = Field(None, ge=1)  # every n-th epoch's is kept for good
+
+
+class GuardConfig(Section):
+    """What happens when a training goes wrong."""
+
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is nan or infinite
+    max_skipped: int = Field(10, ge=1)  # skipped steps in a row that end the run all the same
+    hang_minutes: float | None = Field(10.0, gt=0)  # without a step, before it is reported
 
 
 class RunConfig(Section):
@@ -154,9 +186,13 @@ class RunConfig(Section):
 
     output: Path = Path("runs/latest")
     epochs: int = Field(ge=1)
-    batch_size: int = Field(2, ge=1)  # a process
+    # pictures a process and batch; "auto" tries out what fits into memory
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 2
     accumulate: int = Field(1, ge=1)  # batches a step
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    sharding: Literal["none", "fsdp"] = "none"  # of weights over processes
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()  # besides TensorBoard
     seed: int = Field(0, ge=0, lt=2**32)
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -165,6 +201,16 @@ class RunConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    average: AverageConfig = AverageConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+
+    @property
+    def pictures_a_batch(self) -> int:
+        """`batch_size`, known; raises DetrKitError while it is "auto"."""
+        if self.batch_size == "auto":
+            raise DetrKitError("batch_size: auto is found out by training only; give a number")
+        return self.batch_size
 
     @field_validator("output")
     @classmethod

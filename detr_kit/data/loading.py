@@ -51,7 +51,7 @@ def train_loader(
     )
     sampler = AspectBatchSampler(
         annotations.sizes_hw,
-        config.batch_size,
+        config.pictures_a_batch,
         seed=config.seed,
         rank=rank,
         world_size=world_size,

@@ -102,7 +102,7 @@ class Session:
             self.val_set,
             val_split.images,
             self.spec.preprocessing,
-            batch_size=config.evaluation.batch_size or config.batch_size,
+            batch_size=config.evaluation.batch_size or config.pictures_a_batch,
             num_workers=config.data.num_workers,
             on_bad_image="leave_out" if config.data.on_bad_image == "skip" else "raise",
             **share,

@@ -137,7 +137,7 @@ def setup_rows(
     model = start.model
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    batch = config.batch_size * config.accumulate * world_size
+    batch = config.pictures_a_batch * config.accumulate * world_size
     rows = {
         "run": f"{config.output}, {config.epochs} epochs on {device}, {config.precision}",
         "model": f"{config.model.name}, {total / 1e6:.3f}M parameters, "

@@ -62,7 +62,7 @@ def _loader(config: RunConfig, split: str) -> tuple[DataLoader[Batch], CocoAnnot
     annotations = load_annotations(chosen.annotations, on_bad_box=data.on_bad_box)
     if split == "train":
         return train_loader(config, annotations), annotations
-    batch_size = config.evaluation.batch_size or config.batch_size
+    batch_size = config.evaluation.batch_size or config.pictures_a_batch
     preprocessing = preprocessing_from(config.image_size)
     loader = eval_loader(
         annotations,
