@@ -1,7 +1,8 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never meets half of one, whatever ends the process or machine."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,14 +14,16 @@ from pathlib import Path
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` unless the block raises.
 
-    An OSError about the temporary file is raised as one about `path`.
+    What was written reaches the disk before the rename does. An OSError about the temporary file is raised as one about `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(target).with_suffix(f".tmp{target.suffix}")
     try:
         yield temporary
+        _sync(temporary)
         temporary.replace(target)
+        _sync(target.parent)
     except OSError as error:
         if error.filename != str(temporary):
             raise
@@ -40,8 +43,9 @@ def is_one_of(path: str | Path, others: Iterable[str | Path]) -> bool:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; swap it in for `path` unless the block raises.
 
-    A folder cannot be renamed over another, so the old one steps aside first; `recover_folder`
-    puts it back if the process ended between the two renames.
+    What was written reaches the disk before the swap does. A folder cannot be renamed over another,
+    so the old one steps aside first; `recover_folder` puts it back if the process ended between
+    the two renames.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,11 +53,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
         aside = _aside(target)
         shutil.rmtree(aside, ignore_errors=True)
         if target.exists():
             target.rename(aside)
         temporary.rename(target)
+        _sync(target.parent)
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -65,6 +72,31 @@ def recover_folder(path: str | Path) -> None:
     if not target.exists():
         with suppress(FileNotFoundError):  # nothing to undo, or another process was faster
             _aside(target).rename(target)
+
+
+def sweep(path: str | Path) -> None:
+    """Recover `path`, and delete what writers that were cut off have left beside it.
+
+    Only where no other process may be writing it now.
+    """
+    recover_folder(path)
+    target = Path(path)
+    for left in [*target.parent.glob(f".{target.name}.*.tmp*"), _aside(target)]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, has reached the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _beside(target: Path) -> Path:
