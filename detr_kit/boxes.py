@@ -50,8 +50,3 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     high = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     hull = area(torch.cat([low, high], dim=-1))
     return iou - (hull - union) / hull
-
-
-def pairwise_generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Return the (..., n, m) GIoU of every box of (..., n, 4) with every box of (..., m, 4)."""
-    return generalized_iou(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))

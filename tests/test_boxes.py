@@ -10,7 +10,6 @@ from detr_kit.boxes import (
     cxcywh_to_xyxy,
     generalized_iou,
     iou_and_union,
-    pairwise_generalized_iou,
     xyxy_to_cxcywh,
 )
 
@@ -52,8 +51,7 @@ def test_cxcywh_is_center_then_width_then_height() -> None:
 def test_pairwise_overlaps_equal_torchvision(a: torch.Tensor, b: torch.Tensor) -> None:
     a_xyxy, b_xyxy = cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)
     exact = {"atol": 1e-12, "rtol": 0}
-    iou, _ = iou_and_union(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
-    torch.testing.assert_close(iou, box_iou(a_xyxy, b_xyxy), **exact)
-    torch.testing.assert_close(
-        pairwise_generalized_iou(a_xyxy, b_xyxy), generalized_box_iou(a_xyxy, b_xyxy), **exact
-    )
+    every_pair = (a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
+    torch.testing.assert_close(iou_and_union(*every_pair)[0], box_iou(a_xyxy, b_xyxy), **exact)
+    expected = generalized_box_iou(a_xyxy, b_xyxy)
+    torch.testing.assert_close(generalized_iou(*every_pair), expected, **exact)

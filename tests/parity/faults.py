@@ -125,12 +125,9 @@ def softmax_over_queries(setup: Setup, patch: Patch) -> None:
     def cost(
         output: ModelOutput, targets: TargetBatch, *, class_cost: float, **weights: float
     ) -> Tensor:
-        shares = output.layer_logits.softmax(-2)
-        layers, _, queries, _ = shares.shape
-        labels = targets.labels[matching._padded_slots(targets.counts)]
-        columns = labels[None, :, None].expand(layers, -1, queries, -1)
-        without_class = right(output, targets, class_cost=0.0, **weights)
-        return without_class - class_cost * shares.gather(-1, columns)
+        image = matching.image_of_objects(targets.counts)
+        shares = output.layer_logits.softmax(-2)[:, image, :, targets.labels]
+        return right(output, targets, class_cost=0.0, **weights) - class_cost * shares
 
     patch.setattr(matching, "matching_cost", cost)
 

@@ -132,7 +132,8 @@ def run(setup: Setup, reference: Reference, *, backward: bool) -> Run:
     return Run(
         output,
         alone,
-        {name: float(value) for name, value in losses.logged.items()}
+        # What pairs cost is logged by us alone.
+        {k: float(v) for k, v in losses.logged.items() if not k.startswith("cost_")}
         | {"total": float(losses.total.detach())},
         criterion.matcher(output, targets),
         _detections_by_query(setup, output),
