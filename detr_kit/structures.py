@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -130,12 +131,14 @@ class Target:
     """The objects of one image.
 
     `labels` is (n,) int64, columns of the class head; `boxes_cxcywh` (n, 4) float32 in [0, 1] of
-    the unpadded image.
+    the unpadded image. `rows` (n,) int64 tells the objects' places in the annotations on the host,
+    -1 where unknown; None where none is known.
     """
 
     labels: Tensor
     boxes_cxcywh: Tensor
     image_id: int
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -143,13 +146,15 @@ class TargetBatch:
     """The objects of a batch, image after image, so that they move to a device in two copies.
 
     `labels` is (N,) int64, `boxes_cxcywh` (N, 4) float32 in [0, 1] of each unpadded image;
-    `counts` tells how many belong to each image and lives on the host, as do `image_ids`.
+    `counts` tells how many belong to each image and lives on the host, as do `image_ids` and
+    `rows` (N,), see `Target`.
     """
 
     labels: Tensor
     boxes_cxcywh: Tensor
     counts: tuple[int, ...]
     image_ids: tuple[int, ...]
+    rows: np.ndarray | None = None
 
     @classmethod
     def from_targets(cls, targets: list[Target]) -> TargetBatch:
@@ -158,6 +163,7 @@ class TargetBatch:
             torch.cat([torch.empty(0, 4), *(t.boxes_cxcywh for t in targets)]),
             tuple(len(target.labels) for target in targets),
             tuple(target.image_id for target in targets),
+            np.concatenate([np.empty(0, dtype=np.int64), *map(_rows, targets)]),
         )
 
     def pin_memory(self) -> TargetBatch:
@@ -171,6 +177,12 @@ class TargetBatch:
             labels=self.labels.to(device, non_blocking=True),
             boxes_cxcywh=self.boxes_cxcywh.to(device, non_blocking=True),
         )
+
+
+def _rows(target: Target) -> np.ndarray:
+    if target.rows is None:
+        return np.full(len(target.labels), -1, dtype=np.int64)
+    return target.rows
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,10 @@ class AlbumentationsPipeline:
         boxes, kept = visible_boxes(left[:, :4].astype(np.float64), image.shape[:2])
         rule = self.rules[int(rng.integers(len(self.rules)))]
         resized = resize_for_training(image, rule.target_hw(image.shape[:2]))
-        labels = picture.labels[left[kept, 4].astype(np.int64)]
-        return Augmented(np.ascontiguousarray(resized), boxes, labels)
+        rows = left[kept, 4].astype(np.int64)
+        return Augmented(
+            np.ascontiguousarray(resized), boxes, picture.labels[rows], picture.rows[rows]
+        )
 
     def _applied(self, image: np.ndarray, bboxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the picture, and corners and row (m, 5) float32 of what is left of the boxes."""

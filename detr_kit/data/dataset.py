@@ -138,6 +138,7 @@ class DetectionDataset(Dataset[Sample | Missing]):
             labels=torch.from_numpy(found.labels),
             boxes_cxcywh=torch.from_numpy(_cxcywh(found.boxes_xyxy)),
             image_id=int(self.image_ids[index]),
+            rows=found.rows,
         )
         size_hw = self.pictures.annotations.size_hw(index)
         return Sample(torch.from_numpy(found.image), target, size_hw, skipped)

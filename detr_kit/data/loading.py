@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from detr_kit.structures import CollatedImages, TargetBatch
 
 Batch = tuple[CollatedImages, TargetBatch]
 
+# How long a worker that was told to end lives on for the batches that are still wanted.
+WORKER_GRACE_SECONDS = 10.0
+
 
 def collate(samples: Sequence[Sample | Missing]) -> Batch:
     """Put pictures into the top left of a common size, and their objects after each other."""
@@ -37,9 +41,17 @@ def collate(samples: Sequence[Sample | Missing]) -> Batch:
 
 
 def train_loader(
-    config: RunConfig, annotations: CocoAnnotations, *, rank: int = 0, world_size: int = 1
+    config: RunConfig,
+    annotations: CocoAnnotations,
+    *,
+    step_images: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader[Any]:
-    """Return the loader of the training split; call `loader.batch_sampler.set_epoch(epoch)`."""
+    """Return the loader of the training split; call `loader.batch_sampler.set_epoch(epoch)`.
+
+    `step_images` is what a step holds over all processes, see `images_a_step`.
+    """
     if config.data.train is None:
         raise DetrKitError("key 'data.train' is missing")
     dataset = DetectionDataset(
@@ -52,12 +64,18 @@ def train_loader(
     sampler = AspectBatchSampler(
         annotations.sizes_hw,
         config.pictures_a_batch,
+        step_images=step_images or images_a_step(config, world_size),
         seed=config.seed,
         rank=rank,
         world_size=world_size,
         repeats=repeat_factors(annotations, config.data.repeat_threshold),
     )
     return _loader(dataset, sampler, config.data.num_workers)
+
+
+def images_a_step(config: RunConfig, world_size: int) -> int:
+    """Return the number of pictures that a config asks for in a step over all processes."""
+    return config.pictures_a_batch * config.accumulate * world_size
 
 
 def eval_loader(
@@ -79,7 +97,7 @@ def eval_loader(
     return _loader(dataset, sampler, num_workers)
 
 
-def noting_skipped(loader: DataLoader[Any], skipped: list[str]) -> Iterator[CollatedImages]:
+def noting_skipped(loader: Iterable[Batch], skipped: list[str]) -> Iterator[CollatedImages]:
     """Yield the images of each batch; add to `skipped` why pictures are missing."""
     for images, _ in loader:
         skipped += images.skipped
@@ -109,6 +127,11 @@ def _loader(
     )
 
 
+def end_workers(loader: DataLoader[Any]) -> None:
+    """End a loader's worker processes now, instead of with the interpreter."""
+    loader._iterator = None
+
+
 def worker_context() -> BaseContext:
     """Return the safe way to start workers on this system.
 
@@ -123,6 +146,13 @@ def worker_context() -> BaseContext:
 
 
 def _start_worker(worker_id: int) -> None:
+    # A wish to stop reaches every process of a job, but the training still needs its workers to
+    # finish the step. They end with it, or by the alarm's own doing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.signal(
+            signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, WORKER_GRACE_SECONDS)
+        )
     # Parallelism comes from the workers: threads of their own would compete with the training.
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

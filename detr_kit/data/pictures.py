@@ -18,16 +18,29 @@ from detr_kit.sizes import SizeHW
 class Picture:
     """One picture: its size and objects are known, its pixels are read when asked for.
 
-    `boxes_xyxy` is (n, 4) float32 in pixels of `size_hw`, `labels` (n,) int64.
+    `boxes_xyxy` is (n, 4) float32 in pixels of `size_hw`, `labels` (n,) int64. `rows` (n,) int64
+    are the objects' places in the annotations, -1 unless `first_row` tells where they begin.
     """
 
     def __init__(
-        self, source: ImageInput, size_hw: SizeHW, boxes_xyxy: np.ndarray, labels: np.ndarray
+        self,
+        source: ImageInput,
+        size_hw: SizeHW,
+        boxes_xyxy: np.ndarray,
+        labels: np.ndarray,
+        first_row: int | None = None,
     ) -> None:
         self.source = source
         self.size_hw = size_hw
         self.boxes_xyxy = boxes_xyxy
         self.labels = labels
+        self.first_row = first_row
+
+    @property
+    def rows(self) -> np.ndarray:
+        if self.first_row is None:
+            return np.full(len(self.labels), -1, dtype=np.int64)
+        return np.arange(self.first_row, self.first_row + len(self.labels), dtype=np.int64)
 
     def read(self) -> np.ndarray:
         """Return the RGB uint8 (H, W, 3) pixels."""
@@ -72,7 +85,11 @@ class PictureFolder(Sequence[Picture]):
         boxes_xyxy, labels = self.annotations.objects_of(index)
         # Copies: who changes them shall not change the data set.
         return Picture(
-            self.path(index), self.annotations.size_hw(index), boxes_xyxy.copy(), labels.copy()
+            self.path(index),
+            self.annotations.size_hw(index),
+            boxes_xyxy.copy(),
+            labels.copy(),
+            int(self.annotations.offsets[index]),
         )
 
     def path(self, index: int) -> Path:

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 class Augmented:
     """What a detector trains on: `image` (H, W, 3) uint8 and the objects that are visible in it.
 
-    `boxes_xyxy` is (n, 4) float32, corners in [0, 1] of the image; `labels` (n,) int64.
+    `boxes_xyxy` is (n, 4) float32, corners in [0, 1] of the image; `labels` (n,) int64; `rows` (n,)
+    int64 the objects' places in the annotations, as `Picture.rows`; None where unknown.
     """
 
     image: np.ndarray
     boxes_xyxy: np.ndarray
     labels: np.ndarray
+    rows: np.ndarray | None = None
 
 
 class Pipeline(Protocol):
@@ -52,7 +54,7 @@ class ResizePipeline:
         image = self.preprocessing.apply(picture.read())
         boxes = picture.boxes_xyxy.astype(np.float64) / (width, height, width, height)
         visible, rows = visible_boxes(boxes, picture.size_hw)
-        return Augmented(image, visible, picture.labels[rows])
+        return Augmented(image, visible, picture.labels[rows], picture.rows[rows])
 
 
 class ViewPipeline:
@@ -82,7 +84,7 @@ class ViewPipeline:
         boxes, rows = visible_boxes(
             view.boxes(picture.boxes_xyxy), view.size_hw, min_visibility=self.min_visibility
         )
-        return Augmented(image, boxes, picture.labels[rows])
+        return Augmented(image, boxes, picture.labels[rows], picture.rows[rows])
 
 
 def seed_compose(compose: albumentations.Compose, rng: np.random.Generator) -> None:

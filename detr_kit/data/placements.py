@@ -48,11 +48,11 @@ class Placement:
     top: int = 0
     left: int = 0
 
-    def objects(self, canvas_hw: SizeHW) -> tuple[np.ndarray, np.ndarray]:
-        """Return the visible objects' corners in [0, 1] of the canvas and their labels.
+    def objects(self, canvas_hw: SizeHW) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the visible objects' corners in [0, 1] of the canvas, labels and `Picture.rows`.
 
-        The shapes are (m, 4) float32 and (m,) int64. Objects are cut to the view; those with less
-        than `MIN_VISIBILITY` of their area left, or a side under `MIN_PIXELS`, are dropped.
+        The shapes are (m, 4) float32 and twice (m,) int64. Objects are cut to the view; those with
+        less than `MIN_VISIBILITY` of their area left, or a side under `MIN_PIXELS`, are dropped.
         """
         boxes = self.view.boxes(self.picture.boxes_xyxy)
         visible, rows = visible_boxes(boxes, self.view.size_hw, min_visibility=MIN_VISIBILITY)
@@ -61,7 +61,8 @@ class Placement:
         pixels = visible.astype(np.float64) * (width, height, width, height) + corner
         kept = (pixels[:, 2:] - pixels[:, :2] >= MIN_PIXELS).all(axis=1)
         placed = pixels[kept] / (canvas_hw[1], canvas_hw[0], canvas_hw[1], canvas_hw[0])
-        return placed.astype(np.float32), self.picture.labels[rows[kept]]
+        rows = rows[kept]
+        return placed.astype(np.float32), self.picture.labels[rows], self.picture.rows[rows]
 
 
 def pixels_of(placements: Sequence[Placement], canvas_hw: SizeHW) -> np.ndarray:
@@ -80,10 +81,13 @@ def pixels_of(placements: Sequence[Placement], canvas_hw: SizeHW) -> np.ndarray:
     return canvas
 
 
-def objects_of(placements: Sequence[Placement], canvas_hw: SizeHW) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes (m, 4) and labels (m,) of all placements, as `Placement.objects`."""
-    boxes, labels = zip(*(placement.objects(canvas_hw) for placement in placements), strict=True)
-    return np.concatenate(boxes), np.concatenate(labels)
+def objects_of(
+    placements: Sequence[Placement], canvas_hw: SizeHW
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes (m, 4), labels (m,) and rows (m,) of all placements, as `Placement.objects`."""
+    objects = [placement.objects(canvas_hw) for placement in placements]
+    boxes, labels, rows = map(np.concatenate, zip(*objects, strict=True))
+    return boxes, labels, rows
 
 
 def iou_crop(picture: Picture, canvas_hw: SizeHW, rng: np.random.Generator) -> Placement:

@@ -50,12 +50,15 @@ class AspectBatchSampler(Sampler[list[SampleKey]]):
     """Batches of (epoch, index) keys of pictures with similar aspect ratios.
 
     Each epoch, by `seed` and epoch, pictures are shuffled, sorted by bins of aspect ratio within
-    large chunks and cut into steps of `batch_size * world_size`, which are shuffled; in a step,
-    every rank takes a share of neighbours. Without `shuffle`, order is that of the file.
+    large chunks and cut into steps of `step_images` (`batch_size * world_size` unless given),
+    which are shuffled; in a step, every rank takes an even share of neighbours, and cuts it into
+    batches of at most `batch_size`. Without `shuffle`, order is that of the file.
 
-    Every rank gets the same number of batches. The last step holds the pictures that are left
-    (drawn at random), spread evenly over the ranks: smaller batches, none lost. Only where fewer
-    are left than there are ranks, pictures are seen twice, so that no rank comes away empty.
+    Which pictures a step holds does not depend on how many ranks and batches it is split into.
+    Every rank has the same number of steps, `num_steps`, and up to `batches_a_step` batches in
+    each. The last step holds the pictures that are left (drawn at random), spread evenly over the
+    ranks: smaller batches, none lost. Only where fewer are left than there are ranks, pictures are
+    seen twice, so that no rank comes away empty.
 
     With `repeats` (I,), picture i comes `repeats[i]` times an epoch on average, the fractions by
     chance, and the same number in all each epoch; the keys of a picture's repetitions differ.
@@ -66,6 +69,7 @@ class AspectBatchSampler(Sampler[list[SampleKey]]):
         sizes_hw: np.ndarray | Sequence[tuple[int, int]],
         batch_size: int,
         *,
+        step_images: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -75,6 +79,11 @@ class AspectBatchSampler(Sampler[list[SampleKey]]):
         if batch_size < 1 or not 0 <= rank < world_size:
             raise DetrKitError(
                 f"batch size {batch_size}, rank {rank} of {world_size}: not a valid combination"
+            )
+        self.step_images = batch_size * world_size if step_images is None else step_images
+        if self.step_images < world_size:
+            raise DetrKitError(
+                f"a step of {self.step_images} pictures cannot be shared by {world_size} processes"
             )
         sizes = np.asarray(sizes_hw, dtype=np.float64).reshape(-1, 2)
         self.aspect_bins = np.round(np.log2(sizes[:, 0] / sizes[:, 1]) / ASPECT_BIN)
@@ -86,19 +95,39 @@ class AspectBatchSampler(Sampler[list[SampleKey]]):
         self.world_size = world_size
         self.shuffle = shuffle
         self.epoch = 0
+        self.first_step = 0
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the epoch of the next iteration, and the step of it to begin with."""
         self.epoch = epoch
+        self.first_step = first_step
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps of an epoch."""
+        return -(-self.total // self.step_images)
+
+    @property
+    def batches_a_step(self) -> int:
+        """The number of this rank's batches in every step but the last, which may have fewer."""
+        return self._batches_of(self.step_images)
 
     def __len__(self) -> int:
-        """The number of batches of each rank."""
-        return -(-self.total // (self.batch_size * self.world_size))
+        """The number of this rank's batches of an epoch."""
+        full, left = divmod(self.total, self.step_images)
+        return full * self.batches_a_step + (self._batches_of(left) if left else 0)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch = self.epoch
-        for step in self._steps(epoch):
+        for step in self._steps(epoch)[self.first_step :]:
             share = np.array_split(step, self.world_size)[self.rank]
-            yield [_key(epoch, int(place), len(self.aspect_bins)) for place in share]
+            for batch in np.array_split(share, self._batches_of(len(step))):
+                yield [_key(epoch, int(place), len(self.aspect_bins)) for place in batch]
+
+    def _batches_of(self, images: int) -> int:
+        """Return how many batches this rank's share of a step of so many pictures makes."""
+        share = max(images // self.world_size + (self.rank < images % self.world_size), 1)
+        return -(-share // self.batch_size)
 
     def _drawn(self, rng: np.random.Generator) -> np.ndarray:
         """Return what an epoch is made of: index + I * repetition, in the order of the file."""
@@ -115,7 +144,7 @@ class AspectBatchSampler(Sampler[list[SampleKey]]):
 
     def _steps(self, epoch: int) -> list[np.ndarray]:
         """Return the places, see `_drawn`, of each step over all ranks."""
-        step_size = self.batch_size * self.world_size
+        step_size = self.step_images
         rng = np.random.default_rng((self.seed, epoch))
         order = self._drawn(rng)
         total = len(order)

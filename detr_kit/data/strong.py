@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -46,7 +48,7 @@ class StrongPipeline:
         if self.recolour is None:
             return shown
         image = recoloured(self.recolour, shown.image, rng)
-        return Augmented(image, shown.boxes_xyxy, shown.labels)
+        return replace(shown, image=image)
 
 
 def strong_pipeline(rules: tuple[SizeRule, ...]) -> StrongPipeline:
@@ -84,7 +86,10 @@ def mixed(first: Augmented, second: Augmented, weight: float) -> Augmented:
     """
     image = cv2.addWeighted(first.image, weight, second.image, 1 - weight, 0)
     boxes = np.concatenate([first.boxes_xyxy, second.boxes_xyxy])
-    return Augmented(image, boxes, np.concatenate([first.labels, second.labels]))
+    labels = np.concatenate([first.labels, second.labels])
+    known = [part.rows for part in (first, second) if part.rows is not None]
+    rows = np.concatenate(known) if len(known) == 2 else None
+    return Augmented(image, boxes, labels, rows)
 
 
 def shown_as(
@@ -114,8 +119,7 @@ def _covering(picture: Picture, canvas_hw: SizeHW, rng: np.random.Generator) -> 
 
 
 def _on_canvas(placements: list[Placement], canvas_hw: SizeHW) -> Augmented:
-    boxes, labels = objects_of(placements, canvas_hw)
-    return Augmented(pixels_of(placements, canvas_hw), boxes, labels)
+    return Augmented(pixels_of(placements, canvas_hw), *objects_of(placements, canvas_hw))
 
 
 def _photometric() -> A.Compose:

@@ -219,7 +219,7 @@ class TestGeometry:
     def test_objects_under_a_pixel_are_dropped(self) -> None:
         picture = plain((100, 200), [(10, 10, 13, 90), (50, 10, 55, 90)])
         placement = Placement(picture, View((0, 0, 200, 100), (25, 50)), top=5, left=3)
-        boxes, labels = placement.objects((60, 80))
+        boxes, labels, _ = placement.objects((60, 80))
         assert labels.tolist() == [1]
         expected = [(50 / 4 + 3) / 80, (10 / 4 + 5) / 60, (55 / 4 + 3) / 80, (90 / 4 + 5) / 60]
         np.testing.assert_allclose(boxes, [expected], rtol=1e-6)
