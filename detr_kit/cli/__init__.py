@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from detr_kit.cli import conversions, data, detectors, evaluation, training
+from detr_kit.cli import conversions, data, detectors, evaluation, runs, training
 from detr_kit.errors import DetrKitError, DetrKitWarning
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ def _common(
     """Listed in the help; `main` reads it."""
 
 
-for commands in (training, evaluation, detectors, data, conversions):
+for commands in (training, runs, evaluation, detectors, data, conversions):
     commands.register(app)
 
 

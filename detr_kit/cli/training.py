@@ -33,23 +33,28 @@ def train_command(
     from detr_kit.training.run import train
 
     run = train(config, overrides or [], stop_after_epoch=stop_after_epoch)
-    _draw_run(run)
+    _end(run)
 
 
 def resume_command(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    overrides: Overrides = None,
     stop_after_epoch: StopAfter = None,
 ) -> None:
-    """Continue an interrupted run from its last finished epoch."""
+    """Continue a run from the step that was saved last: detr-kit resume RUN [epochs=100]."""
     from detr_kit.training.run import resume
 
-    run = resume(run_folder, stop_after_epoch=stop_after_epoch)
-    _draw_run(run)
+    run = resume(run_folder, overrides or [], stop_after_epoch=stop_after_epoch)
+    _end(run)
 
 
-def _draw_run(run: Run) -> None:
+def _end(run: Run) -> None:
+    """Draw the run; where a signal stopped it, exit with the status that asks for another start."""
+    from detr_kit.training.signals import STOPPED_EXIT_CODE
     from detr_kit.visualization.curves import draw_curves
 
     # Under torchrun every process comes here; one of them draws.
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and run.metrics:
         draw_curves(run.metrics, run.folder / "curves.png")
+    if run.stopped_by is not None:
+        raise typer.Exit(STOPPED_EXIT_CODE)

@@ -1,4 +1,4 @@
-"""What happens before the first step: initial weights, and a summary of what was set up."""
+"""The model that a run starts with, and where its weights come from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from detr_kit.categories import CategoryTable
@@ -19,14 +18,8 @@ from detr_kit.checkpoints.pretrained import load_backbone_weights
 from detr_kit.checkpoints.report import LoadReport
 from detr_kit.checkpoints.sources import open_checkpoint
 from detr_kit.config import RunConfig
-from detr_kit.data.annotations import CocoAnnotations
-from detr_kit.data.samplers import epoch_length, repeat_factors
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.preprocess import preprocessing_from
-
-# Below this many pictures a detector trained from scratch learns little: DETR and YOLOS both
-# need far more to find good features (YOLOS paper, table 3: 19.7 against 28.7 AP on full COCO).
-_FEW_IMAGES = 10_000
 
 # What a model takes over from the detector it starts from, where its config leaves it open.
 _INHERITED = ("backbone_norm", "frozen_stages", "norm_eps")
@@ -121,59 +114,4 @@ def _preprocessing_warnings(config: RunConfig, initial: OpenedCheckpoint) -> tup
         f"warning: image_size.{name} is {mine} here and {their} in the checkpoint"
         for name, mine, their in (("mean", own.mean, theirs.mean), ("std", own.std, theirs.std))
         if not np.allclose(mine, their, atol=1e-4)
-    )
-
-
-def setup_rows(
-    config: RunConfig,
-    start: InitialModel,
-    train_set: CocoAnnotations,
-    val_set: CocoAnnotations,
-    *,
-    world_size: int,
-    device: torch.device,
-) -> dict[str, str]:
-    """Return what a person should see before training starts, by heading."""
-    model = start.model
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    batch = config.pictures_a_batch * config.accumulate * world_size
-    rows = {
-        "run": f"{config.output}, {config.epochs} epochs on {device}, {config.precision}",
-        "model": f"{config.model.name}, {total / 1e6:.3f}M parameters, "
-        f"{trainable / 1e6:.3f}M trained",
-        "weights": "\n".join(start.weights),
-        "train": _describe(train_set),
-        "val": _describe(val_set),
-        "batch": f"{batch} images a step ({config.batch_size} x {config.accumulate} accumulated x "
-        f"{world_size} processes), learning rate {config.optimizer.lr:g}",
-    }
-    repeats = repeat_factors(train_set, config.data.repeat_threshold)
-    if repeats is not None:
-        rows["repeats"] = (
-            f"{epoch_length(repeats)} pictures an epoch, as those of rare categories come up to "
-            f"{repeats.max(initial=1):.1f} times"
-        )
-    queries = start.architecture["num_queries"]
-    most = max(train_set.max_objects, val_set.max_objects)
-    if most > queries:
-        rows["warning: queries"] = (
-            f"an image holds {most} objects and the model has {queries} queries: the rest can "
-            f"never be found; raise model.num_queries"
-        )
-    if start.from_scratch and len(train_set) < _FEW_IMAGES:
-        rows["warning: scratch"] = (
-            f"random initialisation with {len(train_set)} images learns slowly: set "
-            f"model.backbone_weights or model.init_from"
-        )
-    return rows
-
-
-def _describe(annotations: CocoAnnotations) -> str:
-    return (
-        f"{len(annotations)} images ({annotations.num_empty} without objects), "
-        f"{annotations.num_objects} objects of {len(annotations.categories)} categories, "
-        f"at most {annotations.max_objects} an image"
-        + (f", {annotations.num_clipped} boxes clipped" if annotations.num_clipped else "")
-        + (f", {annotations.num_skipped} boxes skipped" if annotations.num_skipped else "")
     )

@@ -3,230 +3,249 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detr_kit.checkpoints.listing import listed
+from detr_kit.config import EvaluationConfig
+from detr_kit.data.samplers import AspectBatchSampler
 from detr_kit.evaluation.coco import CocoMetrics
-from detr_kit.losses import LossValues, Normalizer, SetCriterion, StepCounts
-from detr_kit.matching import NonFiniteCostError
-from detr_kit.preprocess import Preprocessing
-from detr_kit.structures import CollatedImages, TargetBatch
+from detr_kit.losses import StepCounts
 from detr_kit.training.display import TrainingDisplay
+from detr_kit.training.processes import Processes
 from detr_kit.training.schedule import Schedule
-from detr_kit.training.state import Progress
-
-# The live line reads the losses of every tenth step: each read waits for the device.
-_SHOW_EVERY = 10
-
-Batch = tuple[CollatedImages, TargetBatch]
+from detr_kit.training.signals import Stopped, StopSignals
+from detr_kit.training.state import EpochRecord, Progress
+from detr_kit.training.step import Batch, StepFigures, TrainingStep
+from detr_kit.training.watchdog import Watchdog
 
 
-class Checkpointer(Protocol):
-    """Where finished epochs go."""
+class Owner(Protocol):
+    """What the loop asks of whoever set it up; every process calls all of it."""
 
-    def __call__(self, row: dict[str, Any], progress: Progress, *, is_best: bool) -> None: ...
+    def evaluate(self, progress: Progress) -> CocoMetrics | None:
+        """Score the epoch that was trained; None where it is not its turn."""
+
+    def finish_epoch(self, row: dict[str, Any], progress: Progress, *, is_best: bool) -> None:
+        """Record a finished epoch and save its state."""
+
+    def save_due(self, step: int) -> bool:
+        """Whether the state is to be saved before `step`; the first process is asked."""
+
+    def save(self, progress: Progress, record: EpochRecord) -> None:
+        """Save the state in the middle of an epoch."""
+
+    def matching_figures(self) -> dict[str, float | int | None]:
+        """Return what came of the epoch's matching, and begin the next."""
+
+    def log_step(self, step: int, values: dict[str, float]) -> None:
+        """Record what a step logged."""
+
+    def explain_failure(self, figures: StepFigures) -> Exception:
+        """Return what ends a run after a step whose loss or gradient was not finite."""
+
+    def explain_error(self, error: Exception, batches: list[Batch]) -> Exception | None:
+        """Return what to say of an error in a step; None: nothing better than the error itself."""
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    """What the processes tell each other before a step: its counts over all, and wishes."""
+
+    counts: StepCounts
+    stop: bool
+    save: bool
 
 
 class Trainer:
     """Trains a detector epoch by epoch, on one process or several.
 
-    `model`, `optimizer` and `accelerator` come prepared by the caller; `loader` yields the batches
-    of this process, the same number on each. A step is `accumulate` batches.
+    `loader` yields the batches of this process, as `AspectBatchSampler` groups them into steps.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        criterion: SetCriterion,
-        optimizer: torch.optim.Optimizer,
+        step: TrainingStep,
         schedule: Schedule,
         loader: DataLoader[Batch],
-        accelerator: Accelerator,
-        preprocessing: Preprocessing,
+        processes: Processes,
+        owner: Owner,
         *,
-        num_queries: int,
-        seed: int,
-        accumulate: int = 1,
-        clip: float = 0.1,
-        official_normalizer: bool = False,
+        display: TrainingDisplay,
+        signals: StopSignals,
+        watchdog: Watchdog,
     ) -> None:
-        self.model = model
-        self.criterion = criterion
-        self.optimizer = optimizer
+        self.step = step
         self.schedule = schedule
         self.loader = loader
-        self.accelerator = accelerator
-        self.preprocessing = preprocessing
-        self.num_queries = num_queries
-        self.seed = seed
-        self.accumulate = accumulate
-        self.clip = clip
-        self.official_normalizer = official_normalizer
+        self.processes = processes
+        self.owner = owner
+        self.display = display
+        self.signals = signals
+        self.watchdog = watchdog
 
     def fit(
         self,
         progress: Progress,
+        record: EpochRecord,
         *,
         until_epoch: int,
-        display: TrainingDisplay,
-        evaluate: Callable[[int], CocoMetrics | None],
-        finish_epoch: Checkpointer,
+        evaluation: EvaluationConfig,
     ) -> None:
-        """Train from `progress` to `until_epoch`, calling back after every epoch.
+        """Train from `progress` to `until_epoch`, or until patience is at its end.
 
-        `evaluate` gets the number of finished epochs and returns None where it does not evaluate.
+        Raises Stopped, with the state saved, where a process was asked to stop.
         """
-        while progress.epoch < until_epoch:
-            row = self._train_epoch(progress, display)
+        while not progress.is_over(until_epoch, evaluation.patience):
+            self._train_epoch(progress, record)
             started = time.monotonic()
-            metrics = evaluate(progress.epoch)
+            self.watchdog.at(progress.step, "evaluating")
+            try:
+                metrics = self.owner.evaluate(progress)
+            except Stopped:
+                self.owner.save(progress, record)
+                raise
+            progress.epoch += 1
+            progress.step_in_epoch = 0
+            row = self._row(progress, record)
             is_best = False
             if metrics is not None:
-                row |= {"val": metrics.to_dict(), "eval_seconds": time.monotonic() - started}
-                ap = metrics.ap or 0.0  # None without any true object: every epoch is as good
-                is_best = progress.best_ap is None or ap > progress.best_ap
-                if is_best:
-                    progress.best_ap, progress.best_epoch = ap, progress.epoch
-            finish_epoch(row, progress, is_best=is_best)
-            display.epoch(progress.step, _epoch_line(row))
+                scores = metrics.to_dict()
+                row |= {"val": scores, "eval_seconds": time.monotonic() - started}
+                is_best = progress.judge(
+                    scores[evaluation.metric] or 0.0,  # None where there is no true object at all
+                    min_gain=evaluation.min_gain,
+                )
+            record = EpochRecord()
+            self.watchdog.at(progress.step, "saving")
+            self.owner.finish_epoch(row, progress, is_best=is_best)
+            self.display.epoch(progress.step, _epoch_line(row))
 
-    def _train_epoch(self, progress: Progress, display: TrainingDisplay) -> dict[str, Any]:
-        self._seed_epoch(progress.epoch)
-        self.model.train()
-        sums: dict[str, Tensor] = {}
-        skipped: list[str] = []
-        steps = images = 0
-        started = time.monotonic()
-        for batches in _in_groups(self.loader, self.accumulate):
+    def _train_epoch(self, progress: Progress, record: EpochRecord) -> None:
+        """Take the steps that are left of an epoch."""
+        sampler: Any = self.loader.batch_sampler
+        sampler.set_epoch(progress.epoch, progress.step_in_epoch)
+        self.step.model.train()
+        began = time.monotonic() - record.seconds
+        groups = self._groups(sampler)
+        while progress.step_in_epoch < sampler.num_steps:
+            batches = self._next(groups, progress, record)
+            record.seconds = time.monotonic() - began
+            agreed = self._agree(batches, progress.step)
+            if agreed.save or agreed.stop:
+                self._save(progress, record)
+                if agreed.stop:
+                    raise Stopped
+            self.watchdog.at(progress.step, "training")
+            self._count(batches, record)
             self.schedule.apply(progress.step)
             try:
-                logged = self._step(batches)
-            except NonFiniteCostError as error:
-                lr = self.optimizer.param_groups[-1]["lr"]
-                raise NonFiniteCostError(
-                    f"{error}; step {progress.step}, learning rate {lr:.3g}, "
-                    f"precision {self.accelerator.mixed_precision}"
-                ) from error
-            for name, value in logged.items():
-                sums[name] = sums[name] + value if name in sums else value
-            skipped += [reason for batch, _ in batches for reason in batch.skipped]
+                figures = self.step(batches, progress.step, agreed.counts)
+            except Exception as error:
+                raise self.owner.explain_error(error, batches) or error from error
+            self._take(figures, progress, record)
             progress.step += 1
-            steps += 1
-            images += sum(len(batch) for batch, _ in batches) * self.accelerator.num_processes
-            if steps % _SHOW_EVERY == 0:
-                rate = images / (time.monotonic() - started)
-                terms = ("loss", "class", "l1", "giou")
-                shown = {name: float(logged[name]) for name in terms} | {"images/s": rate}
-                display.step(progress.step, f"epoch {progress.epoch + 1}", shown)
-        progress.epoch += 1
-        seconds = time.monotonic() - started
-        if self.accelerator.num_processes > 1:
-            skipped = gather_object(skipped)
+            progress.step_in_epoch += 1
+        self._take(self.step.flush(), progress, record)
+        record.seconds = time.monotonic() - began
+
+    def _groups(self, sampler: AspectBatchSampler) -> Iterator[list[Batch]]:
+        batches = iter(self.loader)
+        while group := list(islice(batches, sampler.batches_a_step)):
+            yield group
+
+    def _next(
+        self, groups: Iterator[list[Batch]], progress: Progress, record: EpochRecord
+    ) -> list[Batch]:
+        self.watchdog.at(progress.step, "waiting for data")
+        waited_from = time.monotonic()
+        try:
+            batches = next(groups)
+        except Exception as error:
+            raise self.owner.explain_error(error, []) or error from error
+        record.seconds_waiting += time.monotonic() - waited_from
+        return batches
+
+    def _agree(self, batches: list[Batch], step: int) -> _Agreement:
+        """Sum up the step's counts over the processes; one wish is everybody's."""
+        own = StepCounts.of([targets for _, targets in batches], self.step.num_queries)
+        wishes = (
+            self.signals.received is not None,
+            self.processes.is_main and self.owner.save_due(step),
+        )
+        summed = self.processes.sum([own.images, own.objects, own.pairs, *wishes])
+        images, objects, pairs, stop, save = (int(value) for value in summed)
+        return _Agreement(StepCounts(images, objects, pairs), bool(stop), bool(save))
+
+    def _count(self, batches: list[Batch], record: EpochRecord) -> None:
+        own = StepCounts.of([targets for _, targets in batches], self.step.num_queries)
+        record.images += own.images
+        record.objects_cut += own.objects - own.pairs
+        record.skipped_files += [reason for images, _ in batches for reason in images.skipped]
+
+    def _save(self, progress: Progress, record: EpochRecord) -> None:
+        self.watchdog.at(progress.step, "saving")
+        self._take(self.step.flush(), progress, record)
+        self.owner.save(progress, record)
+
+    def _take(self, figures: StepFigures | None, progress: Progress, record: EpochRecord) -> None:
+        """Note what a step came to, once that is known on the host."""
+        if figures is None:
+            return
+        if figures.failed:
+            raise self.owner.explain_failure(figures)
+        if figures.gated:
+            record.skipped_steps += 1
+        else:
+            record.add(figures.values)
+            self.owner.log_step(figures.step, figures.values)
+        shown = {name: figures.values[name] for name in ("loss", "class", "l1", "giou")}
+        rate = record.images * self.processes.count / max(record.seconds, 1e-9)
+        self.display.step(
+            figures.step + 1, f"epoch {progress.epoch + 1}", shown | {"images/s": rate}
+        )
+
+    def _row(self, progress: Progress, record: EpochRecord) -> dict[str, Any]:
+        """Return the epoch's row of `metrics.jsonl`, over all processes."""
+        names = sorted(set(record.skipped_files))
+        skipped = sorted({name for names in self.processes.gather(names) for name in names})
         if skipped:
-            files = sorted(set(skipped))
-            display.message(
-                f"warning: others were trained on in the place of {len(files)} unreadable "
-                f"{'picture' if len(files) == 1 else 'pictures'}: {listed(files, 3)}"
+            self.display.message(
+                f"warning: others were trained on in the place of {len(skipped)} unreadable "
+                f"{'picture' if len(skipped) == 1 else 'pictures'}: {listed(skipped, 3)}"
             )
+        images, objects_cut, waiting, *sums = self.processes.sum(
+            [record.images, record.objects_cut, record.seconds_waiting, *record.sums.values()]
+        )
+        shares = max(record.steps, 1) * self.processes.count
+        rates = self.schedule.rates()
         return {
             "epoch": progress.epoch,
             "step": progress.step,
-            "lr": float(self.optimizer.param_groups[-1]["lr"]),
-            "seconds": seconds,
-            "images_per_second": images / seconds,
-            "skipped_images": len(set(skipped)),
-            "train": self._mean_over_processes(sums, steps),
+            "lr": list(rates.values())[-1],
+            "rates": rates,
+            "seconds": record.seconds,
+            "seconds_waiting": waiting / self.processes.count,
+            "images_per_second": images / record.seconds,
+            "skipped_images": len(skipped),
+            "skipped_steps": record.skipped_steps,
+            "objects_cut": int(objects_cut),
+            "matching": self.owner.matching_figures(),
+            "train": {name: value / shares for name, value in zip(record.sums, sums, strict=True)},
         }
-
-    def _step(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """One optimiser step over `batches`; returns detached sums for the log."""
-        logged: dict[str, Tensor] = {}
-        normalizers = self._normalizers([targets for _, targets in batches])
-        for index, (images, targets) in enumerate(batches):
-            is_last = index == len(batches) - 1
-            # Gradients cross the network once a step, with the last batch.
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                losses = self._forward(images, targets, normalizers[index])
-                self.accelerator.backward(losses.total)
-            for name, value in {"loss": losses.total.detach(), **losses.logged}.items():
-                # Losses are shares of the step's sum; errors are means of their own batch.
-                share = value / len(batches) if name.endswith("_error") else value
-                logged[name] = logged[name] + share if name in logged else share
-        if self.clip > 0:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return logged
-
-    def _forward(
-        self, images: CollatedImages, targets: TargetBatch, normalizer: Normalizer
-    ) -> LossValues:
-        device = self.accelerator.device
-        batch = images.to(device).normalized(self.preprocessing.mean, self.preprocessing.std)
-        with self.accelerator.autocast():
-            output = self.model(batch)
-        return self.criterion(output, targets.to(device), normalizer)
-
-    def _normalizers(self, targets: list[TargetBatch]) -> list[Normalizer]:
-        """Normalisers for each batch of a step, from counts known on the host."""
-        own = [StepCounts.of([batch], self.num_queries) for batch in targets]
-        step = StepCounts(0, 0, 0)
-        for counts in own:
-            step = step + counts
-        world_size = self.accelerator.num_processes
-        if world_size > 1:
-            step = _sum_over_processes(step, self.accelerator.device)
-        if self.official_normalizer:
-            return [
-                self.criterion.official_normalizer(
-                    counts,
-                    step,
-                    self.num_queries,
-                    world_size=world_size,
-                    batches=len(own),
-                )
-                for counts in own
-            ]
-        shared = self.criterion.normalizer(step, self.num_queries, world_size=world_size)
-        return [shared] * len(own)
-
-    def _seed_epoch(self, epoch: int) -> None:
-        """Key the model's random streams (dropout, drop path) by (seed, epoch, rank)."""
-        rank = self.accelerator.process_index
-        torch.manual_seed(hash((self.seed, epoch, rank)) % 2**63)
-        sampler: Any = self.loader.batch_sampler
-        sampler.set_epoch(epoch)
-
-    def _mean_over_processes(self, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-        stacked = torch.stack(list(sums.values())) / steps
-        means = self.accelerator.reduce(stacked, reduction="mean").tolist()
-        return dict(zip(sums, means, strict=True))
-
-
-def _in_groups(loader: DataLoader[Batch], size: int) -> Iterator[list[Batch]]:
-    batches = iter(loader)
-    while group := list(islice(batches, size)):
-        yield group
-
-
-def _sum_over_processes(counts: StepCounts, device: torch.device) -> StepCounts:
-    values = torch.tensor([counts.images, counts.objects, counts.pairs], device=device)
-    torch.distributed.all_reduce(values)
-    return StepCounts(*values.tolist())
 
 
 def _epoch_line(row: dict[str, Any]) -> str:
     parts = [f"epoch {row['epoch']}"]
-    parts += [f"{name} {row['train'][name]:.3f}" for name in ("loss", "class", "l1", "giou")]
+    parts += [
+        f"{name} {row['train'][name]:.3f}"
+        for name in ("loss", "class", "l1", "giou")
+        if name in row["train"]
+    ]
     if "val" in row:
         parts += [
             f"{name} {row['val'][key]:.3f}"

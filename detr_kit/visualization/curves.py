@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from detr_kit.errors import DetrKitError
 from detr_kit.files import atomic_write
+from detr_kit.visualization.histories import value_of
 
 _LOSSES = (("class", "class"), ("l1", "L1"), ("giou", "GIoU"))
 _FIGURES = (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"))
@@ -28,11 +30,9 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: str | Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
     for key, label in _LOSSES:
-        points = [(row["epoch"], row["train"][key]) for row in metrics if key in row["train"]]
-        _draw(losses, points, label)
+        _draw(losses, _points(metrics, "train", key), label)
     for key, label in _FIGURES:
-        scored = [row for row in metrics if "val" in row and row["val"][key] is not None]
-        _draw(scores, [(row["epoch"], row["val"][key]) for row in scored], label)
+        _draw(scores, _points(metrics, "val", key), label)
     losses.set_title("training losses")
     scores.set_title("validation")
     scores.set_ylim(0, 1)
@@ -44,6 +44,12 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: str | Path) -> None:
             axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def _points(metrics: Sequence[dict[str, Any]], part: str, key: str) -> list[tuple[int, float]]:
+    """Return epochs and values of the rows that have a value: not each epoch is evaluated."""
+    values = [(row["epoch"], value_of(row, part, key)) for row in metrics]
+    return [(epoch, value) for epoch, value in values if math.isfinite(value)]
 
 
 def _draw(axes: Axes, points: list[tuple[int, float]], label: str) -> None:

@@ -1,14 +1,14 @@
-"""The curves of a run as SVG: losses, AP and learning rate over epochs."""
+"""The curves of a run as SVG: losses, AP, rates, gradients and the matching over epochs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from detr_kit.visualization.charts import Figure
+from detr_kit.visualization.histories import values_of
 from detr_kit.visualization.line_charts import (
     Axis,
     Line,
@@ -17,50 +17,53 @@ from detr_kit.visualization.line_charts import (
     whole_axis,
 )
 
+Rows = Sequence[Mapping[str, Any]]
+
 _LOSSES = (("class", "class"), ("l1", "L1"), ("giou", "GIoU"))
 _SCORES = (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"))
+_CHANGED = ("matching", "query_changed")
 
 
-def training_figures(history: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """Show the rows of a `metrics.jsonl`, see `detr_kit.training.recorder`; nothing of none.
+def training_figures(history: Rows) -> list[Figure]:
+    """Show the rows of a `metrics.jsonl`, see `detr_kit.training.run_files`; nothing of none.
 
     What a row does not hold, or holds as no finite number, is left out.
     """
     if not history:
         return []
-    train = [_part(row, "train") for row in history]
-    scores = [_part(row, "val") for row in history]
-    epochs = np.array([_number(row.get("epoch")) for row in history])
+    epochs = values_of(history, "epoch")
     if not np.isfinite(epochs).all():
         epochs = np.arange(1.0, len(history) + 1)
     x_axis = whole_axis(int(epochs.min()), int(epochs.max()), "epoch")
-    losses = [_line(name, key, train, epochs) for key, name in _LOSSES]
-    total = [_line("weighted sum of all layers", "loss", train, epochs)]
-    validation = [_line(name, key, scores, epochs) for key, name in _SCORES]
-    rate = [_line("learning rate", "lr", history, epochs)]
-    return [
+
+    def line(name: str, *keys: str) -> Line:
+        """Return the points of the rows that have the value: not each epoch is evaluated."""
+        values = values_of(history, *keys)
+        known = np.isfinite(values)
+        return Line(name, epochs[known], values[known])
+
+    losses = [line(name, "train", key) for key, name in _LOSSES]
+    total = [line("weighted sum of all layers", "train", "loss")]
+    validation = [line(name, "val", key) for key, name in _SCORES]
+    figures = [
         _figure("Losses of the last layer", losses, x_axis, "loss"),
         _figure("Training loss", total, x_axis, "loss"),
         _figure("AP in validation", validation, x_axis, "AP"),
-        _figure("Learning rate", rate, x_axis, "learning rate"),
+        _figure("Learning rate", [line("learning rate", "lr")], x_axis, "learning rate"),
     ]
-
-
-def _part(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = row.get(name)
-    return part if isinstance(part, Mapping) else {}
-
-
-def _number(value: Any) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else math.nan
-
-
-def _line(name: str, key: str, rows: Sequence[Mapping[str, Any]], epochs: np.ndarray) -> Line:
-    """Return the points of the rows that have the value: not each epoch is evaluated."""
-    values = np.array([_number(row.get(key)) for row in rows])
-    known = np.isfinite(values)
-    return Line(name, epochs[known], values[known])
+    # Not every run records these.
+    more = [
+        ("Gradient norm", line("before clipping", "train", "grad_norm"), "norm"),
+        (
+            "Settling of the matching",
+            line("objects found by another query than an epoch before", *_CHANGED),
+            "share",
+        ),
+    ]
+    figures += [
+        _figure(title, [drawn], x_axis, label) for title, drawn, label in more if len(drawn.xs)
+    ]
+    return figures
 
 
 def _figure(title: str, lines: Sequence[Line], x_axis: Axis, y_label: str) -> Figure:

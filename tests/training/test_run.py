@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,74 +12,21 @@ import torch
 from safetensors.torch import load_file
 
 import detr_kit
-from detr_kit.config import dump_config
 from detr_kit.data.sample import write_sample
 from detr_kit.evaluation.coco import evaluate_results
 from detr_kit.evaluation.found import ResultColumns
 from detr_kit.evaluation.ground_truth import GroundTruth
 from detr_kit.evaluation.metrics import CocoMetrics
 from detr_kit.evaluation.results import result_columns
-from detr_kit.training.run import Run, resume, train
+from detr_kit.training.run import train
 from detr_kit.training.run_files import RESULTS_FILE
-from detr_kit.training.session import Session
-
-PLAIN_DETR = {
-    "name": "detr_small",
-    "backbone": "plain",
-    "positions_at_input": True,
-    "hidden_dim": 64,
-    "feedforward_dim": 64,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "num_queries": 5,
-    "dropout": 0.0,
-}
-
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def torchrun(script: Path, *arguments: str) -> None:
-    """Run a script in two processes; raises where one of them fails."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*launcher, "--standalone", str(script), *arguments],
-        check=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-    )
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return load_file(run.last / "model.safetensors")
-
-
-def assert_same_run(a: Run, b: Run) -> None:
-    """Bit-equal weights, losses and AP."""
-    ours, theirs = weights(a), weights(b)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
-    for mine, other in zip(a.metrics, b.metrics, strict=True):
-        assert mine["train"] == other["train"]
-        assert mine["val"]["ap"] == other["val"]["ap"]
+from detr_kit.training.validation import Validation
+from tests.training.runs import assert_same_run, weights
 
 
 def with_workers(config, num_workers: int):  # type: ignore[no-untyped-def]
     data = config.data.model_copy(update={"num_workers": num_workers})
     return config.model_copy(update={"data": data})
-
-
-@pytest.mark.parametrize("family", ["detr", "yolos"])
-def test_resumed_run_equals_the_undisturbed_one(
-    tiny_config, sample: Path, tmp_path: Path, family: str
-) -> None:
-    whole = train(tiny_config(sample, tmp_path / "whole", family=family))
-    part = train(tiny_config(sample, tmp_path / "part", family=family), stop_after_epoch=2)
-    assert [row["epoch"] for row in part.metrics] == [1, 2]
-    resumed = resume(tmp_path / "part")
-    assert [row["epoch"] for row in resumed.metrics] == [1, 2, 3, 4]
-    assert_same_run(whole, resumed)
 
 
 def test_seeded_runs_with_workers_are_identical(tiny_config, sample: Path, tmp_path: Path) -> None:
@@ -145,7 +89,12 @@ def test_folder_of_a_run(tiny_config, sample: Path, tmp_path: Path) -> None:
         "lr",
         "seconds",
         "images_per_second",
+        "rates",
+        "seconds_waiting",
         "skipped_images",
+        "skipped_steps",
+        "objects_cut",
+        "matching",
         "train",
         "val",
         "eval_seconds",
@@ -160,10 +109,10 @@ def test_folder_of_a_run(tiny_config, sample: Path, tmp_path: Path) -> None:
 def test_best_holds_the_epoch_of_the_highest_ap(
     tiny_config, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = Session.evaluate
-    scores = {1: 0.1, 2: 0.3, 3: 0.2}
+    evaluate = Validation.evaluate
+    scores = iter([0.1, 0.3, 0.2, 0.1, 0.3])
     monkeypatch.setattr(
-        Session, "evaluate", lambda self, epoch: replace(evaluate(self, epoch), ap=scores[epoch])
+        Validation, "evaluate", lambda *args: replace(evaluate(*args), ap=next(scores))
     )
     run = train(tiny_config(sample, tmp_path / "run", epochs=3))
     stopped = train(tiny_config(sample, tmp_path / "two", epochs=3), stop_after_epoch=2)
@@ -190,7 +139,7 @@ def test_evaluation_in_training_is_that_of_the_saved_detector(
         scored.append(results)
         return evaluate_results(results, truth, warn=warn)
 
-    monkeypatch.setattr("detr_kit.training.session.evaluate_results", keep)
+    monkeypatch.setattr("detr_kit.training.validation.evaluate_results", keep)
     run = train(tiny_config(sample, tmp_path / "run", epochs=1, precision=precision))
     detector = detr_kit.Detector.from_checkpoint(run.last)
     coco = json.loads((sample / "annotations/val.json").read_text())
@@ -201,44 +150,6 @@ def test_evaluation_in_training_is_that_of_the_saved_detector(
         own = scored[0].image_ids == image["id"]
         np.testing.assert_allclose(scored[0].scores[own], expected.scores, atol=1e-5)
         np.testing.assert_allclose(scored[0].boxes_xywh[own], expected.boxes_xywh, atol=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 5}, "batch size"),
-        ({"image_size": {"rule": "square", "short_side": 96}}, "preprocessing"),
-    ],
-)
-def test_a_changed_run_is_not_continued(
-    tiny_config, sample: Path, tmp_path: Path, changes: dict, message: str
-) -> None:
-    run = train(tiny_config(sample, tmp_path / "run"), stop_after_epoch=1)
-    changed = tiny_config(sample, tmp_path / "run", **changes)
-    (run.folder / "config.yaml").write_text(dump_config(changed))
-    with pytest.raises(detr_kit.DetrKitError, match=message):
-        resume(run.folder)
-
-
-def test_a_cut_off_line_of_metrics_does_not_stop_a_resume(
-    tiny_config, sample: Path, tmp_path: Path
-) -> None:
-    run = train(tiny_config(sample, tmp_path / "run", epochs=2), stop_after_epoch=1)
-    with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 2, "st')
-    assert [row["epoch"] for row in resume(run.folder).metrics] == [1, 2]
-
-
-def test_finished_run_is_left_alone(
-    tiny_config, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = train(tiny_config(sample, tmp_path / "run", epochs=1))
-    before = (run.last / "model.safetensors").stat().st_mtime_ns
-    resume(run.folder)
-    assert "finished" in capsys.readouterr().out
-    assert (run.last / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(detr_kit.DetrKitError, match="already holds a run"):
-        train(tiny_config(sample, tmp_path / "run"))
 
 
 def test_finetuning_keeps_classes_by_name(tiny_config, sample: Path, tmp_path: Path) -> None:
@@ -292,67 +203,3 @@ def test_unusable_data_is_refused_before_anything_is_written(
         train(tiny_config(tmp_path / "data", tmp_path / "run"))
     assert path.name in str(caught.value)
     assert not (tmp_path / "run").exists()
-
-
-# Five images: three steps of 1 + 1 images, or two of 2 + 2 whose batch norms train.
-@pytest.mark.parametrize(("family", "batch_size", "steps"), [("yolos", 1, 3), ("detr", 2, 2)])
-def test_two_processes_with_an_empty_batch(
-    tiny_config, tmp_path: Path, family: str, batch_size: int, steps: int
-) -> None:
-    """Under torchrun: some batches hold only images without objects (B4)."""
-    data = tmp_path / "data"
-    write_sample(data, "easy", seed=5, train=5, val=41)  # odd: one process has more
-    path = data / "annotations/train.json"
-    coco = json.loads(path.read_text())
-    kept = {image["id"] for image in coco["images"][:3]}
-    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
-    path.write_text(json.dumps(coco))
-    config = tmp_path / "run.yaml"
-    split = {"annotations": str(path), "images": str(data / "train")}
-    val = {"annotations": str(data / "annotations/val.json"), "images": str(data / "val")}
-    changes = {
-        "epochs": 60,
-        "batch_size": batch_size,
-        "evaluation": {"every": 60},
-        "optimizer": {"lr": 2e-3, "lr_backbone": 2e-3, "clip": 1.0},
-        "data": {"train": split, "val": val, "augmentation": "none", "num_workers": 0},
-    }
-    if family == "detr":
-        changes["model"] = PLAIN_DETR
-    tiny = tiny_config(data, tmp_path / "two", **{"family": family, **changes})
-    config.write_text(dump_config(tiny))
-    torchrun(REPOSITORY / "tools" / "train.py", str(config))
-    run = Run(tmp_path / "two", tiny)
-    detector = detr_kit.Detector.from_checkpoint(run.best)
-    assert run.metrics[-1]["step"] == 60 * steps
-    trained = run.metrics[-1]["val"]
-    again = detr_kit.evaluate_results(run.folder / RESULTS_FILE, val["annotations"])
-    assert {**again.to_dict(), "seconds": 0} == {**trained, "seconds": 0}
-    for batch_size in (1, 8):
-        metrics = detr_kit.evaluate(
-            detector, val["annotations"], val["images"], batch_size=batch_size
-        )
-        assert metrics.ar_100 > 0
-        for name in ("ap", "ap50", "ar_1", "ar_100", "num_images", "num_detections"):
-            assert trained[name] == pytest.approx(getattr(metrics, name), abs=1e-6), name
-
-
-SHARE_BUFFERS = """
-import torch
-from detr_kit.training.session import share_buffers
-
-torch.distributed.init_process_group("gloo")
-norm = torch.nn.BatchNorm2d(3)
-norm.running_mean.fill_(torch.distributed.get_rank() + 1)
-norm.num_batches_tracked.fill_(torch.distributed.get_rank() + 5)
-share_buffers(norm)
-assert norm.running_mean.tolist() == [1, 1, 1]
-assert norm.num_batches_tracked == 5
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_processes_evaluate_with_the_statistics_that_are_saved(tmp_path: Path) -> None:
-    script = tmp_path / "share.py"
-    script.write_text(SHARE_BUFFERS)
-    torchrun(script)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from detr_kit.config import OptimizerConfig, ScheduleConfig
-from detr_kit.training.optimizer import build_optimizer, parameter_groups
+from detr_kit.config import ScheduleConfig
 from detr_kit.training.schedule import Schedule, learning_rate
 
 
@@ -38,59 +38,71 @@ def test_warmup_is_linear() -> None:
     )
 
 
-class TinyDetector(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = torch.nn.Module()
-        self.backbone.weight = torch.nn.Parameter(torch.zeros(2, 2))
-        self.backbone.norm = torch.nn.Parameter(torch.zeros(2))
-        self.backbone.pos_embed = torch.nn.Parameter(torch.zeros(1, 3, 2))
-        self.backbone.mid_pos_embed = torch.nn.Parameter(torch.zeros(1, 3, 2))
-        self.head = torch.nn.Linear(2, 2)
+def test_cosine_stays_at_its_lowest_rate_beyond_the_end() -> None:
+    config = ScheduleConfig(kind="cosine", min_lr=1e-7)
+    assert rate(3000, config) == rate(4000, config) == rate(6000, config) == pytest.approx(1e-7)
 
 
-def settings_by_name(model: torch.nn.Module, config: OptimizerConfig) -> dict[str, tuple]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        names[id(parameter)]: (group["lr"], group["weight_decay"])
-        for group in parameter_groups(model, config)
-        for parameter in group["params"]
-    }
+def two_groups() -> torch.optim.Optimizer:
+    backbone, rest = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    return torch.optim.AdamW(
+        [
+            {"params": [backbone], "lr": 1e-5, "name": "backbone"},
+            {"params": [rest], "lr": 1e-4, "name": "rest"},
+        ]
+    )
 
 
-def test_detr_gives_the_backbone_its_own_rate_and_decays_all() -> None:
-    found = settings_by_name(TinyDetector(), OptimizerConfig(lr=1e-4, lr_backbone=1e-5))
-    assert found == {
-        "backbone.weight": (1e-5, 1e-4),
-        "backbone.norm": (1e-5, 1e-4),
-        "backbone.pos_embed": (1e-5, 1e-4),
-        "backbone.mid_pos_embed": (1e-5, 1e-4),
-        "head.weight": (1e-4, 1e-4),
-        "head.bias": (1e-4, 1e-4),
-    }
+def schedule_of(config: ScheduleConfig, *, epochs: int = 100) -> Schedule:
+    return Schedule(two_groups(), config, steps_per_epoch=10, epochs=epochs)
 
 
-def test_yolos_spares_vectors_and_tokens_of_the_backbone() -> None:
-    found = settings_by_name(TinyDetector(), OptimizerConfig(lr=5e-5, decay="yolos"))
-    assert found == {
-        "backbone.weight": (5e-5, 1e-4),
-        "backbone.norm": (5e-5, 0.0),
-        "backbone.pos_embed": (5e-5, 0.0),
-        "backbone.mid_pos_embed": (5e-5, 1e-4),
-        "head.weight": (5e-5, 1e-4),
-        "head.bias": (5e-5, 1e-4),
-    }
-
-
-def test_frozen_parameters_reach_no_group() -> None:
-    model = TinyDetector()
-    model.backbone.requires_grad_(False)
-    assert set(settings_by_name(model, OptimizerConfig())) == {"head.weight", "head.bias"}
-
-
-def test_schedule_scales_every_group_from_its_own_rate() -> None:
-    optimizer = build_optimizer(TinyDetector(), OptimizerConfig(lr=1e-4, lr_backbone=1e-5))
-    config = ScheduleConfig(kind="step", milestones=(1,), gamma=0.5)
-    schedule = Schedule(optimizer, config, steps_per_epoch=10, epochs=2)
+def test_every_group_is_scaled_from_its_own_rate() -> None:
+    schedule = schedule_of(ScheduleConfig(kind="step", milestones=(1,), gamma=0.5))
+    assert schedule.rates() == {"backbone": 1e-5, "rest": 1e-4}
     schedule.apply(10)
-    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([5e-6, 5e-5])
+    assert schedule.rates() == pytest.approx({"backbone": 5e-6, "rest": 5e-5})
+    assert [group["lr"] for group in schedule.optimizer.param_groups] == list(
+        schedule.rates().values()
+    )
+
+
+def test_rates_depend_on_the_step_alone() -> None:
+    config = ScheduleConfig(kind="cosine", per="step", warmup_steps=5)
+    direct, wandering = schedule_of(config), schedule_of(config)
+    for step in (700, 3, 999, 421):
+        wandering.apply(step)
+    direct.apply(421)
+    assert direct.rates() == wandering.rates()
+
+
+def test_groups_without_names_are_numbered() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.5)
+    schedule = Schedule(optimizer, ScheduleConfig(), steps_per_epoch=10, epochs=2)
+    assert schedule.rates() == {"group 0": 0.5}
+
+
+def test_extending_a_cosine_says_that_the_rate_jumps() -> None:
+    schedule = schedule_of(ScheduleConfig(kind="cosine", min_lr=1e-7, per="step"), epochs=100)
+    assert schedule.describe_change(500, old_epochs=50) == (
+        "100 epochs instead of 50: the learning rate goes on at 5.01e-05 after 1.01e-07 (with 50 "
+        "epochs: 1e-07), as the cosine now ends with epoch 100"
+    )
+    schedule.apply(500)
+    assert schedule.rates()["rest"] == pytest.approx(5.005e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ScheduleConfig(kind="constant"), "goes on at 0.0001 as it would have, after 0.0001"),
+        (
+            ScheduleConfig(kind="step", milestones=(50,)),
+            "goes on at 1e-05 as it would have, after 0.0001",
+        ),
+    ],
+    ids=["constant", "step"],
+)
+def test_extending_other_schedules_changes_no_rate(config: ScheduleConfig, expected: str) -> None:
+    sentence = schedule_of(config).describe_change(500, old_epochs=50)
+    assert sentence == f"100 epochs instead of 50: the learning rate {expected}"

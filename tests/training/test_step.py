@@ -1,0 +1,209 @@
+"""One optimiser step: what it reads, what it refuses to update, what it repeats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+import detr_kit
+from detr_kit.config import AverageConfig, ModelConfig
+from detr_kit.losses import SetCriterion, StepCounts
+from detr_kit.matching import HungarianMatcher
+from detr_kit.models.zoo import build_model, resolve
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
+from detr_kit.structures import CollatedImages, Target, TargetBatch
+from detr_kit.training.average import WeightAverage
+from detr_kit.training.run import train
+from detr_kit.training.step import Batch, StepFigures, TrainingStep
+from tests.host_reads import counting_host_reads
+from tests.training.conftest import TINY_DETR, TINY_YOLOS
+
+CATEGORIES = 3
+QUERIES = 6
+PREPROCESSING = Preprocessing(SizeRule("square", 64), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def batch(seed: int, sizes_hw: tuple[tuple[int, int], ...] = ((64, 64), (64, 48))) -> Batch:
+    """Random pictures, the first without objects."""
+    generator = torch.Generator().manual_seed(seed)
+    images, targets = [], []
+    for place, size_hw in enumerate(sizes_hw):
+        images.append(torch.randint(0, 256, (*size_hw, 3), generator=generator, dtype=torch.uint8))
+        boxes = torch.rand(2 * place, 4, generator=generator) * 0.4 + 0.1
+        labels = torch.randint(0, CATEGORIES, (2 * place,), generator=generator)
+        targets.append(Target(labels, boxes, image_id=10 * seed + place))
+    ids = [target.image_id for target in targets]
+    return CollatedImages.from_images(images, sizes_hw, ids), TargetBatch.from_targets(targets)
+
+
+def make_step(family: str = "detr", **options: Any) -> TrainingStep:
+    torch.manual_seed(0)
+    variant = {"detr": TINY_DETR, "yolos": TINY_YOLOS}[family]
+    model = build_model(resolve(ModelConfig(**variant)), num_classes=CATEGORIES).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    return TrainingStep(
+        model,
+        SetCriterion(CATEGORIES, HungarianMatcher(), on_nonfinite="poison"),
+        optimizer,
+        Accelerator(cpu=True),
+        PREPROCESSING,
+        num_queries=QUERIES,
+        **options,
+    )
+
+
+def take(step: TrainingStep, number: int, *batches: Batch) -> StepFigures | None:
+    counts = StepCounts.of([targets for _, targets in batches], QUERIES)
+    return step(batches, number, counts)
+
+
+def copies(step: TrainingStep) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
+
+
+def poison(step: TrainingStep) -> torch.utils.hooks.RemovableHandle:
+    """Make the gradient of a weight nan, whatever the loss is."""
+    weight = next(p for p in step.model.parameters() if p.requires_grad)
+    return weight.register_hook(lambda gradient: gradient * torch.nan)
+
+
+@pytest.mark.parametrize("family", ["detr", "yolos"])
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_step_reads_the_device_once_a_batch(family: str, accumulated: int) -> None:
+    average = AverageConfig(decay=0.9)
+    step = make_step(family)
+    step.average = WeightAverage(step.model, average)
+    batches = [batch(seed) for seed in range(accumulated)]
+    take(step, 0, *batches)
+    with counting_host_reads() as reads:
+        take(step, 1, *batches)
+    assert len(reads) == accumulated, [read.where for read in reads]
+
+
+def test_a_batch_without_objects_takes_the_figures_along() -> None:
+    step = make_step()
+    take(step, 0, batch(0))
+    with counting_host_reads() as reads:
+        figures = take(step, 1, batch(1, ((64, 64),)))
+    assert len(reads) == 1
+    assert figures is not None
+    assert figures.step == 0
+
+
+def test_figures_come_a_step_late_and_are_those_of_the_losses() -> None:
+    step, twin = make_step(), make_step()
+    assert take(step, 0, batch(0)) is None
+    figures = take(step, 1, batch(1))
+    assert figures is not None
+    assert (figures.step, figures.gated, figures.failed) == (0, False, False)
+    twin.seed_streams(0)
+    losses = twin.forward(twin.model, *batch(0))
+    assert figures.values["loss"] == pytest.approx(losses.total.item(), rel=1e-6)
+    assert figures.values["class_0"] == pytest.approx(losses.logged["class_0"].item(), rel=1e-6)
+    assert figures.values["grad_norm"] > 0
+    last = step.flush()
+    assert last is not None
+    assert last.step == 1
+    assert step.flush() is None
+
+
+def test_a_step_can_be_repeated() -> None:
+    """Its random draws depend on its number alone."""
+    one, other = make_step("yolos", seed=3), make_step("yolos", seed=3)
+    take(one, 0, batch(0))
+    take(other, 0, batch(0))
+    torch.rand(100)  # draws in between
+    one.seed_streams(7)
+    first = torch.rand(3)
+    other.seed_streams(7)
+    assert torch.equal(first, torch.rand(3))
+
+
+def test_gradients_that_are_not_finite_change_nothing() -> None:
+    step = make_step(tolerated=2)
+    average = WeightAverage(step.model, AverageConfig(decay=0.5))
+    step.average = average
+    take(step, 0, batch(0))
+    before, optimizer_before = (
+        copies(step),
+        [
+            {name: value.clone() for name, value in state.items()}
+            for state in step.optimizer.state.values()
+        ],
+    )
+    hook = poison(step)
+    take(step, 1, batch(1))
+    hook.remove()
+    for name, tensor in copies(step).items():  # the running statistics among them
+        assert torch.equal(tensor, before[name]), name
+    for state, old in zip(step.optimizer.state.values(), optimizer_before, strict=True):
+        assert all(torch.equal(state[name], old[name]) for name in old)
+    figures = take(step, 2, batch(2))
+    assert figures is not None
+    assert (figures.gated, figures.failed) == (True, False)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in copies(step).items())
+
+
+def test_as_many_bad_steps_in_a_row_as_are_tolerated_fail() -> None:
+    step = make_step(tolerated=2)
+    take(step, 0, batch(0))
+    hook = poison(step)
+    take(step, 1, batch(1))
+    take(step, 2, batch(2))
+    before = copies(step)
+    figures = take(step, 3, batch(3))
+    hook.remove()
+    assert figures is not None
+    assert (figures.step, figures.failed) == (2, True)
+    assert [images.image_ids for images, _ in figures.batches] == [(20, 21)]
+    weights = dict(step.model.named_parameters())
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
+
+
+@pytest.mark.parametrize("place", ["weight", "target"])
+def test_a_run_that_meets_nan_ends_with_what_was_bad(
+    tiny_config, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The third step of nine; what was saved before is kept."""
+    called = TrainingStep.__call__
+
+    def planted(self: TrainingStep, batches: Any, number: int, counts: StepCounts) -> Any:
+        if number == 2 and place == "weight":
+            with torch.no_grad():
+                self.model.queries.weight[0, 0] = torch.nan
+        elif number == 2:
+            batches[0][1].boxes_cxcywh[1, 2] = torch.nan
+        return called(self, batches, number, counts)
+
+    monkeypatch.setattr(TrainingStep, "__call__", planted)
+    config = tiny_config(sample, tmp_path / "run", epochs=3, checkpoint={"steps": 1})
+    with pytest.raises(detr_kit.DetrKitError, match=r"step 2.*not finite") as caught:
+        train(config)
+    text = str(caught.value)
+    assert {"weight": "queries.weight", "target": "box"}[place] in text
+    assert "\n" not in text
+    saved = torch.load(tmp_path / "run/last/training_state/state.pt", weights_only=True)
+    assert saved["progress"]["step"] == 2
+
+
+def test_a_run_that_skips_goes_on_without_the_bad_step(
+    tiny_config, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = TrainingStep.__call__
+
+    def planted(self: TrainingStep, batches: Any, number: int, counts: StepCounts) -> Any:
+        if number == 1:
+            batches[0][1].boxes_cxcywh[0, 2] = torch.nan
+        return called(self, batches, number, counts)
+
+    monkeypatch.setattr(TrainingStep, "__call__", planted)
+    guard = {"on_nonfinite": "skip"}
+    run = train(tiny_config(sample, tmp_path / "run", epochs=1, guard=guard))
+    assert run.metrics[0]["skipped_steps"] == 1
+    assert run.metrics[0]["train"]["loss"] > 0
