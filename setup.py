@@ -28,6 +28,7 @@ REQUIRED = [
     "omegaconf>=2.3",
     "opencv-python-headless>=4.10.0.84",
     "pillow>=11.0",
+    "psutil>=5.9",
     "pycocotools>=2.0.8",
     "pydantic>=2.10",
     "PyYAML>=6.0.1",
@@ -41,6 +42,8 @@ EXTRAS = {
     "timm": ["timm>=1.0.26"],
     "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "demo": ["gradio>=5.30"],
+    "wandb": ["wandb>=0.20.1"],
+    "mlflow": ["mlflow>=3.1"],
     "test": [
         "hypothesis>=6.100",
         "import-linter>=2.15",

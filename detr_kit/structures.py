@@ -74,7 +74,8 @@ class CollatedImages:
             torch.tensor(values, dtype=torch.float32).repeat(width).to(device, non_blocking=True)
             for values in (mean, std)
         )
-        rows = self.pixels.reshape(batch, height, width * 3).float()
+        # A copy also of pixels that are float32 already: what follows works in place.
+        rows = self.pixels.reshape(batch, height, width * 3).to(torch.float32, copy=True)
         rows.div_(255.0).sub_(mean_row).div_(std_row)
         floats = rows.view(batch, height, width, 3)
         if any(size != (height, width) for size in self.sizes_hw):

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+_LOG_WIDTH = 200
+
 
 class TrainingDisplay:
     """Shows losses, throughput and the time left of the whole run.
@@ -20,6 +22,8 @@ class TrainingDisplay:
 
     def __init__(self, *, total_steps: int, done_steps: int, enabled: bool = True) -> None:
         self.console = Console(quiet=not enabled)
+        if not self.console.is_terminal:  # logs keep lines whole; only a terminal has a width
+            self.console = Console(quiet=not enabled, width=_LOG_WIDTH)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -73,9 +77,7 @@ class TrainingDisplay:
         table.add_column(overflow="fold")
         for name, value in rows.items():
             table.add_row(name, value)
-        # Logs keep lines whole; only a terminal has a width to fit into.
-        width = None if self.console.is_terminal else 200
-        self.console.print(table, highlight=False, markup=False, width=width)
+        self.console.print(table, highlight=False, markup=False)
 
 
 def format_seconds(seconds: float) -> str:

@@ -112,6 +112,7 @@ class Keeper:
 
     def explain_failure(self, figures: StepFigures) -> Exception:
         session = self.session
+        scaler = session.accelerator.scaler
         session.schedule.apply(figures.step)
         session.step.seed_streams(figures.step)
 
@@ -129,6 +130,7 @@ class Keeper:
             forward=forward,
             folder=self.config.output,
             name_of=self._file_name,
+            loss_scale=1.0 if scaler is None else scaler.get_scale(),
             rank=session.processes.rank,
             gather=session.processes.gather,
         )

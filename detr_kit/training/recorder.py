@@ -26,7 +26,7 @@ from detr_kit.training.run_files import EVENTS_FOLDER, METRICS_FILE, read_metric
 from detr_kit.training.tracking import Trackers
 from detr_kit.visualization.validation_pictures import draw_validation
 
-# So many steps make one point: their mean.
+# Each such step writes a point: the mean since the last one.
 STEPS_A_POINT = 20
 
 _COSTS = ("cost_class", "cost_l1", "cost_giou")
@@ -59,20 +59,18 @@ class Recorder:
         self.trackers = trackers or Trackers()
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        self._steps = 0
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Take in what a step reports; every so many steps, write the mean of what is finite."""
+        """Take in what a step reports; every 20th step, write the means of what was finite."""
         for name, value in values.items():
             if math.isfinite(value):
                 self._sums[name] = self._sums.get(name, 0.0) + value
                 self._counts[name] = self._counts.get(name, 0) + 1
-        self._steps += 1
-        if self._steps == STEPS_A_POINT:
+        if step % STEPS_A_POINT == 0:
             means = {name: total / self._counts[name] for name, total in self._sums.items()}
             shown = {f"step/{name}": mean for name, mean in _with_cost_shares(means).items()}
             self._write(step, shown)
-            self._sums, self._counts, self._steps = {}, {}, 0
+            self._sums, self._counts = {}, {}
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Append an epoch to `metrics.jsonl`; on return it is on the disk."""

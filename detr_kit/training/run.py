@@ -127,7 +127,8 @@ def _execute(
             display.message(_finished(config, progress))
             return Run(config.output, config)
         display.setup(session.setup_rows)
-        for note in [] if state is None else describe(changes, session, state):
+        notes = session.notes + ([] if state is None else describe(changes, session, state))
+        for note in notes:
             display.message(note)
         until = config.epochs if stop_after_epoch is None else min(config.epochs, stop_after_epoch)
         stopped_by = _train(session, progress, record, display, until_epoch=until)

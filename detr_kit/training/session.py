@@ -18,6 +18,7 @@ from detr_kit.losses import SetCriterion
 from detr_kit.matching import HungarianMatcher
 from detr_kit.preprocess import preprocessing_from
 from detr_kit.training.average import WeightAverage
+from detr_kit.training.batch_size import largest_batch, worst_case
 from detr_kit.training.checkpointing import Checkpoints
 from detr_kit.training.matching_record import MatchingRecord
 from detr_kit.training.optimizer import build_optimizer, freeze_backbone_if_asked
@@ -39,6 +40,7 @@ class Session:
     """
 
     def __init__(self, config: RunConfig, *, resumed: TrainingState | None = None) -> None:
+        self.notes: list[str] = []  # what a user should see besides `setup_rows`
         self.train_split, self.val_split = required_splits(config)
         self.train_set = load_split(config, self.train_split)
         self.val_set = load_split(config, self.val_split)
@@ -57,7 +59,7 @@ class Session:
         else:
             start = resumed_model(config.output / "last", self.train_set.categories)
         freeze_backbone_if_asked(start.model, config.optimizer)
-        self.config = config
+        self.config = config = self._with_batch_size(config, start)
         self.spec = DetectorSpec(
             start.architecture,
             self.train_set.categories,
@@ -80,6 +82,29 @@ class Session:
             step_images=self.step_images,
         )
         self._wire(start, val_loader)
+
+    def _with_batch_size(self, config: RunConfig, start: InitialModel) -> RunConfig:
+        """Find out what `batch_size: auto` comes to, the same in all processes."""
+        if config.batch_size != "auto":
+            return config
+        image_hw, objects = worst_case(config, self.train_set)
+        weights = sum(p.numel() * p.element_size() for p in start.model.parameters())
+        copies = bool(config.average.decay) + (self.processes.count > 1)
+        choice = largest_batch(
+            start.model.to(self.accelerator.device),
+            _criterion(config, len(self.train_set.categories)),
+            image_hw=image_hw,
+            objects=objects,
+            preprocessing=preprocessing_from(config.image_size),
+            device=self.accelerator.device,
+            autocast=self.accelerator.autocast,
+            limit=-(-len(self.train_set) // self.processes.count),
+            extra_bytes=copies * weights,
+            processes=self.processes.count,
+        )
+        choice = min(self.processes.gather(choice), key=lambda choice: choice.batch_size)
+        self.notes.append(f"batch_size: {choice.batch_size}, {choice.reason}")
+        return config.model_copy(update={"batch_size": choice.batch_size})
 
     def _loaders(self) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
         """Return this process's share of the training and of the validation split."""

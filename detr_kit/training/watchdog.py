@@ -255,7 +255,9 @@ class _Others:
                 + (": it is behind, the others wait for it" if behind else "")
             )
         if first == last and not lost and len(places) == len(self._ranks):
-            lines.append("  all are at the same place: suspect their connection or the device")
+            lines.append(
+                "  none is behind: suspect what they share, connection or disk, or a device"
+            )
         return lines
 
     def _file(self, rank: int) -> Path:

@@ -15,9 +15,9 @@ from detr_kit.training.run import Run
 REPOSITORY = Path(__file__).parents[2]
 
 
-def torchrun(script: Path, *arguments: str) -> None:
-    """Run a script in two processes; raises where one of them fails."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+def torchrun(script: Path, *arguments: str, processes: int = 2) -> None:
+    """Run a script in several processes; raises where one of them fails."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     subprocess.run(
         [*launcher, "--standalone", str(script), *arguments],
         check=True,

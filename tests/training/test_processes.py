@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import detr_kit
 from detr_kit.config import dump_config
 from detr_kit.data.sample import write_sample
-from detr_kit.training.run import Run
+from detr_kit.training.run import Run, resume
 from detr_kit.training.run_files import RESULTS_FILE
 from tests.training.runs import REPOSITORY, torchrun
+from tests.training.steps import make_double_step
 
 PLAIN_DETR = {
     "name": "detr_small",
@@ -89,3 +92,109 @@ def test_processes_evaluate_with_the_statistics_that_are_saved(tmp_path: Path) -
     script = tmp_path / "share.py"
     script.write_text(SHARE_BUFFERS)
     torchrun(script)
+
+
+GRADIENTS = """
+import sys
+
+import torch
+from accelerate import Accelerator
+
+from detr_kit.losses import StepCounts
+from detr_kit.training.processes import Processes
+from detr_kit.training.step import TrainingStep
+from tests.training.steps import QUERIES, batch, make_double_step
+
+split = {1: [[[0, 1, 2, 3, 4]]], 2: [[[0, 1], [2]], [[3], [4]]]}  # by process, then batch
+step = make_double_step()
+processes = Processes(step.accelerator)
+own = split[processes.count][processes.rank]
+batches = [batch(places) for places in own]
+counts = StepCounts.of([targets for _, targets in batches], QUERIES)
+summed = processes.sum([counts.images, counts.objects, counts.pairs])
+step(batches, 0, StepCounts(*map(int, summed)))
+if processes.is_main:
+    torch.save(step.accelerator.unwrap_model(step.model).state_dict(), sys.argv[1])
+"""
+
+
+def test_processes_and_batches_take_the_step_of_one(tmp_path: Path) -> None:
+    """Float64, a step of plain gradient descent: five pictures at once, and as 2 + 1 and 1 + 1.
+
+    The batch of the second process' first step is without objects.
+    """
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    for processes in (1, 2):
+        torchrun(script, str(tmp_path / f"{processes}.pt"), processes=processes)
+    one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
+    start = make_double_step().model.state_dict()
+    moved = 0.0
+    for name, weight in one.items():
+        moved = max(moved, float((weight - start[name]).abs().max()))
+        torch.testing.assert_close(two[name], weight, atol=1e-12, rtol=0, msg=name)
+    assert moved > 1e-3
+
+
+def test_two_processes_stop_and_go_on_as_if_they_had_not(tiny_config, tmp_path: Path) -> None:
+    """A signal to one of them stops both; another number of processes says what changes."""
+    data = tmp_path / "data"
+    write_sample(data, "easy", seed=5, train=7, val=3)
+    weights = {}
+    for name in ("whole", "part"):
+        config = tmp_path / f"{name}.yaml"
+        tiny = tiny_config(data, tmp_path / name, epochs=3, batch_size=2)
+        config.write_text(dump_config(tiny))
+        script = tmp_path / f"{name}.py"
+        script.write_text(STOPPED if name == "part" else WHOLE)
+        torchrun(script, str(config))
+        if name == "part":
+            assert len(Run(tmp_path / "part", tiny).metrics) == 1
+            script.write_text(RESUMED)
+            torchrun(script, str(tmp_path / "part"))
+        weights[name] = load_file(tmp_path / name / "last/model.safetensors")
+    for name, weight in weights["whole"].items():
+        assert torch.equal(weights["part"][name], weight), name
+
+
+WHOLE = """
+import sys
+from detr_kit import train
+train(sys.argv[1])
+"""
+STOPPED = """
+import os, signal, sys
+from detr_kit import train
+from detr_kit.training.keeper import Keeper
+
+def send(self, step):
+    if step == 3 and self.session.processes.rank == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return False
+
+Keeper.save_due = send
+assert train(sys.argv[1]).stopped_by
+"""
+RESUMED = """
+import sys
+from detr_kit.training.run import resume
+assert resume(sys.argv[1]).stopped_by is None
+"""
+
+
+def test_one_process_goes_on_with_the_steps_of_two(
+    tiny_config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    write_sample(data, "easy", seed=5, train=7, val=3)
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(tiny_config(data, tmp_path / "run", epochs=2, batch_size=2)))
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    torchrun(script, str(config))
+    run = resume(tmp_path / "run")
+    assert "1 processes instead of 2: every step holds the same 4 pictures" in (
+        capsys.readouterr().out
+    )
+    assert [row["step"] for row in run.metrics] == [2, 4]
+    assert run.metrics[-1]["images_per_second"] > 0

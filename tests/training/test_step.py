@@ -7,55 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 import detr_kit
-from detr_kit.config import AverageConfig, ModelConfig
-from detr_kit.losses import SetCriterion, StepCounts
-from detr_kit.matching import HungarianMatcher
-from detr_kit.models.zoo import build_model, resolve
-from detr_kit.preprocess import Preprocessing
-from detr_kit.sizes import SizeRule
-from detr_kit.structures import CollatedImages, Target, TargetBatch
+from detr_kit.config import AverageConfig
+from detr_kit.losses import StepCounts
 from detr_kit.training.average import WeightAverage
 from detr_kit.training.run import train
 from detr_kit.training.step import Batch, StepFigures, TrainingStep
 from tests.host_reads import counting_host_reads
-from tests.training.conftest import TINY_DETR, TINY_YOLOS
+from tests.training.steps import QUERIES, batch, make_step
 
-CATEGORIES = 3
-QUERIES = 6
-PREPROCESSING = Preprocessing(SizeRule("square", 64), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-
-
-def batch(seed: int, sizes_hw: tuple[tuple[int, int], ...] = ((64, 64), (64, 48))) -> Batch:
-    """Random pictures, the first without objects."""
-    generator = torch.Generator().manual_seed(seed)
-    images, targets = [], []
-    for place, size_hw in enumerate(sizes_hw):
-        images.append(torch.randint(0, 256, (*size_hw, 3), generator=generator, dtype=torch.uint8))
-        boxes = torch.rand(2 * place, 4, generator=generator) * 0.4 + 0.1
-        labels = torch.randint(0, CATEGORIES, (2 * place,), generator=generator)
-        targets.append(Target(labels, boxes, image_id=10 * seed + place))
-    ids = [target.image_id for target in targets]
-    return CollatedImages.from_images(images, sizes_hw, ids), TargetBatch.from_targets(targets)
-
-
-def make_step(family: str = "detr", **options: Any) -> TrainingStep:
-    torch.manual_seed(0)
-    variant = {"detr": TINY_DETR, "yolos": TINY_YOLOS}[family]
-    model = build_model(resolve(ModelConfig(**variant)), num_classes=CATEGORIES).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    return TrainingStep(
-        model,
-        SetCriterion(CATEGORIES, HungarianMatcher(), on_nonfinite="poison"),
-        optimizer,
-        Accelerator(cpu=True),
-        PREPROCESSING,
-        num_queries=QUERIES,
-        **options,
-    )
+# Pictures of the batches 0 to 3.
+PICTURES = ((0, 1), (2, 3), (4, 5), (6, 7))
 
 
 def take(step: TrainingStep, number: int, *batches: Batch) -> StepFigures | None:
@@ -79,7 +43,7 @@ def test_a_step_reads_the_device_once_a_batch(family: str, accumulated: int) -> 
     average = AverageConfig(decay=0.9)
     step = make_step(family)
     step.average = WeightAverage(step.model, average)
-    batches = [batch(seed) for seed in range(accumulated)]
+    batches = [batch(PICTURES[seed]) for seed in range(accumulated)]
     take(step, 0, *batches)
     with counting_host_reads() as reads:
         take(step, 1, *batches)
@@ -88,9 +52,9 @@ def test_a_step_reads_the_device_once_a_batch(family: str, accumulated: int) -> 
 
 def test_a_batch_without_objects_takes_the_figures_along() -> None:
     step = make_step()
-    take(step, 0, batch(0))
+    take(step, 0, batch(PICTURES[0]))
     with counting_host_reads() as reads:
-        figures = take(step, 1, batch(1, ((64, 64),)))
+        figures = take(step, 1, batch([3]))
     assert len(reads) == 1
     assert figures is not None
     assert figures.step == 0
@@ -98,12 +62,12 @@ def test_a_batch_without_objects_takes_the_figures_along() -> None:
 
 def test_figures_come_a_step_late_and_are_those_of_the_losses() -> None:
     step, twin = make_step(), make_step()
-    assert take(step, 0, batch(0)) is None
-    figures = take(step, 1, batch(1))
+    assert take(step, 0, batch(PICTURES[0])) is None
+    figures = take(step, 1, batch(PICTURES[1]))
     assert figures is not None
     assert (figures.step, figures.gated, figures.failed) == (0, False, False)
     twin.seed_streams(0)
-    losses = twin.forward(twin.model, *batch(0))
+    losses = twin.forward(twin.model, *batch(PICTURES[0]))
     assert figures.values["loss"] == pytest.approx(losses.total.item(), rel=1e-6)
     assert figures.values["class_0"] == pytest.approx(losses.logged["class_0"].item(), rel=1e-6)
     assert figures.values["grad_norm"] > 0
@@ -116,8 +80,8 @@ def test_figures_come_a_step_late_and_are_those_of_the_losses() -> None:
 def test_a_step_can_be_repeated() -> None:
     """Its random draws depend on its number alone."""
     one, other = make_step("yolos", seed=3), make_step("yolos", seed=3)
-    take(one, 0, batch(0))
-    take(other, 0, batch(0))
+    take(one, 0, batch(PICTURES[0]))
+    take(other, 0, batch(PICTURES[0]))
     torch.rand(100)  # draws in between
     one.seed_streams(7)
     first = torch.rand(3)
@@ -129,7 +93,7 @@ def test_gradients_that_are_not_finite_change_nothing() -> None:
     step = make_step(tolerated=2)
     average = WeightAverage(step.model, AverageConfig(decay=0.5))
     step.average = average
-    take(step, 0, batch(0))
+    take(step, 0, batch(PICTURES[0]))
     before, optimizer_before = (
         copies(step),
         [
@@ -138,13 +102,13 @@ def test_gradients_that_are_not_finite_change_nothing() -> None:
         ],
     )
     hook = poison(step)
-    take(step, 1, batch(1))
+    take(step, 1, batch(PICTURES[1]))
     hook.remove()
     for name, tensor in copies(step).items():  # the running statistics among them
         assert torch.equal(tensor, before[name]), name
     for state, old in zip(step.optimizer.state.values(), optimizer_before, strict=True):
         assert all(torch.equal(state[name], old[name]) for name in old)
-    figures = take(step, 2, batch(2))
+    figures = take(step, 2, batch(PICTURES[2]))
     assert figures is not None
     assert (figures.gated, figures.failed) == (True, False)
     assert any(not torch.equal(tensor, before[name]) for name, tensor in copies(step).items())
@@ -152,16 +116,16 @@ def test_gradients_that_are_not_finite_change_nothing() -> None:
 
 def test_as_many_bad_steps_in_a_row_as_are_tolerated_fail() -> None:
     step = make_step(tolerated=2)
-    take(step, 0, batch(0))
+    take(step, 0, batch(PICTURES[0]))
     hook = poison(step)
-    take(step, 1, batch(1))
-    take(step, 2, batch(2))
+    take(step, 1, batch(PICTURES[1]))
+    take(step, 2, batch(PICTURES[2]))
     before = copies(step)
-    figures = take(step, 3, batch(3))
+    figures = take(step, 3, batch(PICTURES[3]))
     hook.remove()
     assert figures is not None
     assert (figures.step, figures.failed) == (2, True)
-    assert [images.image_ids for images, _ in figures.batches] == [(20, 21)]
+    assert [images.image_ids for images, _ in figures.batches] == [(4, 5)]
     weights = dict(step.model.named_parameters())
     assert all(torch.equal(weights[name], before[name]) for name in weights)
 
