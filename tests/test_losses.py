@@ -64,7 +64,7 @@ def test_terms_by_hand() -> None:
 
 
 def test_layers_together_equal_layers_apart() -> None:
-    output, targets = random_output(1, layers=3, images=2), random_targets(1, (2, 1))
+    output, targets = random_output(4, layers=3, images=2), random_targets(4, (2, 1))
     criterion = SetCriterion(CATEGORIES)
     together = criterion(output, targets)
     apart = [

@@ -23,7 +23,7 @@ def test_another_run_gives_another_picture(tmp_path: Path) -> None:
     for name, rows in (
         ("one", [row(1, 2.0, 0.1)]),
         ("two", [row(1, 2.0, 0.1), row(2, 1.0, 0.4)]),
-        ("unscored", [{"epoch": 1, "train": {"class": 1.0}}, row(2, 0.5, None)]),
+        ("unscored", [{"epoch": 1, "train": {"class": 1.0, "l1": None}}, row(2, 0.5, None)]),
     ):
         draw_curves(rows, tmp_path / f"{name}.png")
         drawn.append(np.asarray(Image.open(tmp_path / f"{name}.png")))

@@ -42,6 +42,15 @@ def test_lines_are_those_that_the_rows_hold() -> None:
     assert losses.note == "At the end: class 0.1429, L1 0.1."
 
 
+def test_gradients_and_matching_are_shown_where_they_are_recorded() -> None:
+    history = [row(1, grad_norm=2.0), row(2, grad_norm=4.0)]
+    history[1]["matching"] = {"query_changed": 0.25, "queries_never_matched": 3}
+    *_, gradients, matching = training_figures(history)
+    assert gradients.note == "At the end: before clipping 4."
+    assert lines(matching) == ["objects found by another query than an epoch before"]
+    assert len(training_figures([row(1, grad_norm=2.0)])) == 5
+
+
 def test_low_ap_fills_its_chart() -> None:
     history = [row(1, ap=0.001), row(2, ap=0.003)]
     for each in history:

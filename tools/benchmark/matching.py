@@ -11,9 +11,10 @@ to 63), queries that start where training starts (`untrained`: all answer about 
 queries of which some lie on each object (`trained`). Both sides must find the same pairs.
 
 Each side does a batch five times, in turn, and its fastest counts: whatever else the machine does
-can only add. Ratios are the times of the same batch, divided. `cost` is computed on the device,
-`transfer` is its way to the host, `solver` everything from there to the pairs; `scipy` is the
-solver's part that scipy's function itself takes, on the matrices as detr_kit hands them over.
+can only add. Times are medians over the batches in milliseconds, ratios those of the same batch.
+`cpu` is the time of all cores together, which other programs change less. `cost` is computed on the
+device, `transfer` is its way to the host, `solver` everything from there to the pairs; `scipy` is
+the solver's part that scipy's function itself takes, on the matrices as detr_kit hands them over.
 """
 
 from __future__ import annotations
@@ -43,12 +44,10 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of one batch: of both sides as a whole, and of their parts."""
+    """Seconds of one batch, by part, `whole` and `cpu`, for each of the two sides."""
 
-    per_layer: float
-    detr_kit: float
-    per_layer_parts: dict[str, float]
-    detr_kit_parts: dict[str, float]
+    per_layer: dict[str, float]
+    detr_kit: dict[str, float]
 
 
 def drawn_batch(
@@ -88,7 +87,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.parts = dict.fromkeys(("whole", *PARTS), 0.0)
+        self.parts = dict.fromkeys(("whole", "cpu", *PARTS), 0.0)
         self.last = time.perf_counter()
 
     def start(self) -> None:
@@ -179,46 +178,49 @@ def _scipy_alone(cost: np.ndarray, counts: tuple[int, ...]) -> None:
 
 def measure(output: ModelOutput, targets: TargetBatch, device: torch.device) -> Row:
     matcher = HungarianMatcher(**COSTS)
-    sides: dict[str, Callable[[Stopwatch], np.ndarray]] = {
-        "per_layer": lambda watch: per_layer(output, targets, None),
-        "detr_kit": lambda watch: matcher(output, targets).pairs,
-        "per_layer_parts": lambda watch: per_layer(output, targets, watch),
-        "detr_kit_parts": lambda watch: in_parts(output, targets, watch),
+    wholes: dict[str, Callable[[], np.ndarray]] = {
+        "per_layer": lambda: per_layer(output, targets, None),
+        "detr_kit": lambda: matcher(output, targets).pairs,
     }
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    in_steps = {"per_layer": per_layer, "detr_kit": in_parts}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in wholes}
     expected = per_layer(output, targets, None)
     for _ in range(ROUNDS):
-        for name, side in sides.items():
+        for name, whole in wholes.items():
             watch = Stopwatch(device)
+            cpu = time.process_time()
             watch.start()
-            pairs = side(watch)
-            if not name.endswith("parts"):
-                watch.stop("whole")
+            found = [whole()]
+            watch.stop("whole")
+            watch.parts["cpu"] = time.process_time() - cpu
+            watch.start()
+            found.append(in_steps[name](output, targets, watch))
             runs[name].append(watch.parts)
-            np.testing.assert_array_equal(pairs, expected, err_msg="the two sides' pairs differ")
-    fastest = {
-        name: {part: min(run[part] for run in own) for part in own[0]} for name, own in runs.items()
-    }
+            for pairs in found:
+                np.testing.assert_array_equal(pairs, expected, err_msg="other pairs")
     return Row(
-        fastest["per_layer"]["whole"],
-        fastest["detr_kit"]["whole"],
-        fastest["per_layer_parts"],
-        fastest["detr_kit_parts"],
+        **{
+            name: {part: min(run[part] for run in own) for part in own[0]}
+            for name, own in runs.items()
+        }
     )
 
 
 def table(title: str, rows: list[Row]) -> str:
     """Return the medians of both sides in milliseconds, and the ratios over the batches."""
-    lines = [f"{title:26}{'ms':>9}" + "".join(f"{part:>10}" for part in PARTS)]
-    lines[0] += f"   {'times faster':^27}"
+    parts = ("whole", "cpu", *PARTS)
+    lines = [f"{title:24}" + "".join(f"{part:>9}" for part in parts)]
+    lines[0] += "".join(f"{text:^27}" for text in ("times faster", "times less cpu"))
+    lines.append(" " * (24 + 9 * len(parts)) + f"{'min':>9}{'median':>9}{'max':>9}" * 2)
     for name in ("per_layer", "detr_kit"):
-        line = f"{name:26}{1e3 * np.median([getattr(row, name) for row in rows]):9.2f}"
-        for part in PARTS:
-            median = np.median([getattr(row, f"{name}_parts")[part] for row in rows])
-            line += f"{1e3 * median:10.2f}" if median else " " * 10
-        ratio = np.array([row.per_layer / getattr(row, name) for row in rows])
-        spans = (("min", ratio.min()), ("median", np.median(ratio)), ("max", ratio.max()))
-        lines.append(line + "   " + "  ".join(f"{word} {value:.1f}" for word, value in spans))
+        line = f"{name:24}"
+        for part in parts:
+            median = np.median([getattr(row, name)[part] for row in rows])
+            line += f"{1e3 * median:9.2f}" if median else " " * 9
+        for part in ("whole", "cpu"):
+            ratio = np.array([row.per_layer[part] / getattr(row, name)[part] for row in rows])
+            line += f"{ratio.min():9.1f}{np.median(ratio):9.1f}{ratio.max():9.1f}"
+        lines.append(line)
     return "\n".join(lines)
 
 
