@@ -20,6 +20,7 @@ REQUIRED = [
     "torchvision>=0.26",  # each release asks for the torch that it was built for
     "accelerate>=1.8",
     "albumentations>=2.0.8,<3",
+    "filelock>=3.16",
     "huggingface_hub>=1.3",
     "jinja2>=3.1",
     "matplotlib>=3.10.9",

@@ -14,7 +14,8 @@ from pathlib import Path
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` unless the block raises.
 
-    What was written reaches the disk before the rename does. An OSError about the temporary file is raised as one about `path`.
+    What was written reaches the disk before the rename does. An OSError about the temporary file
+    is raised as one about `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,15 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
         "benchmark/annotations.py",
         "benchmark/coco_sized.py",
         "benchmark/evaluation.py",
+        "benchmark/matching.py",
         "benchmark/pipeline.py",
         "benchmark/resize.py",
+        "benchmark/training_step.py",
         "benchmark/workers.py",
+        "crash_check.py",
         "interval_coverage.py",
+        "memory_check.py",
+        "same_runs.py",
     ],
 )
 def test_scripts_start(script: str) -> None:

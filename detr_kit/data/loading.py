@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -28,14 +30,18 @@ Batch = tuple[CollatedImages, TargetBatch]
 WORKER_GRACE_SECONDS = 10.0
 
 
-def collate(samples: Sequence[Sample | Missing]) -> Batch:
-    """Put pictures into the top left of a common size, and their objects after each other."""
+def collate(samples: Sequence[Sample | Missing], multiple: int = 1) -> Batch:
+    """Put pictures into the top left of a common size, and their objects after each other.
+
+    The size is rounded up to multiples of `multiple`.
+    """
     present = [sample for sample in samples if isinstance(sample, Sample)]
     images = CollatedImages.from_images(
         [sample.image for sample in present],
         [sample.original_size_hw for sample in present],
         [sample.target.image_id for sample in present],
         skipped=[reason for sample in samples for reason in sample.skipped],
+        multiple=multiple,
     )
     return images, TargetBatch.from_targets([sample.target for sample in present])
 
@@ -141,11 +147,13 @@ def worker_context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["detr_kit.data.loading", "detr_kit.data.compose"])
+    modules = ("worker_start", "loading", "compose")
+    context.set_forkserver_preload([f"detr_kit.data.{module}" for module in modules])
     return context
 
 
 def _start_worker(worker_id: int) -> None:
+    threading.Thread(target=_end_with_training, daemon=True).start()
     # A wish to stop reaches every process of a job, but the training still needs its workers to
     # finish the step. They end with it, or by the alarm's own doing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -156,3 +164,11 @@ def _start_worker(worker_id: int) -> None:
     # Parallelism comes from the workers: threads of their own would compete with the training.
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _end_with_training() -> None:
+    """End a worker whose training was killed; PyTorch watches over the fork server only."""
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from detr_kit.config import RunConfig, load_config
 from detr_kit.errors import DetrKitError
 from detr_kit.files import recover_folder, sweep
+from detr_kit.training.claim import claimed
 from detr_kit.training.continuation import (
     Change,
     changes_of,
@@ -154,10 +156,13 @@ def _train(
         minutes=config.guard.hang_minutes,
         say=display.message,
     )
-    if processes.is_main:
-        for name in ("last", "best"):
-            sweep(config.output / name)
-    with StopSignals() as signals, watchdog:
+    with ExitStack() as stack:
+        if processes.is_main:
+            stack.enter_context(claimed(config.output))
+            for name in ("last", "best"):
+                sweep(config.output / name)
+        signals = stack.enter_context(StopSignals())
+        stack.enter_context(watchdog)
         keeper = Keeper(session, display=display, signals=signals, watchdog=watchdog)
         trainer = Trainer(
             session.step,

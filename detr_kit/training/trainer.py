@@ -172,6 +172,7 @@ class Trainer:
 
     def _agree(self, batches: list[Batch], step: int) -> _Agreement:
         """Sum up the step's counts over the processes; one wish is everybody's."""
+        self.watchdog.at(step, "waiting for the other processes")
         own = StepCounts.of([targets for _, targets in batches], self.step.num_queries)
         wishes = (
             self.signals.received is not None,
@@ -200,6 +201,12 @@ class Trainer:
             raise self.owner.explain_failure(figures)
         if figures.gated:
             record.skipped_steps += 1
+            if self.step.accelerator.scaler is None:  # which overflows on purpose, now and then
+                ids = [image_id for images, _ in figures.batches for image_id in images.image_ids]
+                self.display.message(
+                    f"warning: step {figures.step} changed nothing, as its loss or gradients are "
+                    f"not finite; its pictures have the ids {listed([str(one) for one in ids], 8)}"
+                )
         else:
             record.add(figures.values)
             self.owner.log_step(figures.step, figures.values)
