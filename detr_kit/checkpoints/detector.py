@@ -7,13 +7,14 @@ preprocessing, and the version of this format.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from detr_kit.categories import CategoryTable
 from detr_kit.errors import DetrKitError
@@ -58,16 +59,19 @@ class DetectorSpec:
         )
 
 
-def save_detector(folder: str | Path, model: nn.Module, spec: DetectorSpec) -> None:
+def save_detector(
+    folder: str | Path, model: nn.Module | Mapping[str, Tensor], spec: DetectorSpec
+) -> None:
     """Write both files under temporary names, then rename them, `detector.json` last.
 
-    A reader therefore finds no `detector.json` without its weights.
+    A reader therefore finds no `detector.json` without its weights. `model` may be a state dict.
     """
     folder = Path(folder)
+    state = model.state_dict() if isinstance(model, nn.Module) else model
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in state.items()
     }
     with atomic_write(folder / SPEC_FILE) as spec_path:
         spec_path.write_text(json.dumps(spec.to_json(), indent=2) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from detr_kit.config import AverageConfig
 from detr_kit.errors import DetrKitError
+from detr_kit.training.sharding import own_part, part_of, sharded_parts
 
 
 def decay_at(step: int, config: AverageConfig) -> float:
@@ -56,9 +57,9 @@ class WeightAverage:
 
         After a step whose update was left out the same weights count once more.
         """
-        averages = list(self._averages.values())
+        averages = [own_part(average) for average in self._averages.values()]
         sources = [
-            source if source.dtype == average.dtype else source.to(average.dtype)
+            own_part(source).to(average.dtype)
             for source, average in zip(self._sources.values(), averages, strict=True)
         ]
         torch._foreach_lerp_(averages, sources, 1 - decay_at(step, self.config))
@@ -100,26 +101,16 @@ class WeightAverage:
                 f"{min(odd)}, {len(odd)} in all"
             )
         for name, average in self._averages.items():
-            average.copy_(state[name])
+            average.copy_(part_of(state[name], average))
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:
-        _forget_gathered(self._model)
+        for part in sharded_parts(self._model):
+            part.reshard()  # weights that were gathered for a forward are now of the past
         # copy_, unlike an assignment to .data, counts up the tensors' versions: this is how
         # positions.CachedResampler learns of it.
         for name, source in self._sources.items():
             source.copy_(values[name])
-
-
-def _forget_gathered(model: nn.Module) -> None:
-    """Have a sharded model gather its weights anew, which it may have kept since a forward."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _changing_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from detr_kit.training.average import WeightAverage
 from detr_kit.training.matching_record import MatchingRecord
 from detr_kit.training.processes import Processes
 from detr_kit.training.run_files import CONFIG_FILE, EPOCHS_FOLDER
+from detr_kit.training.sharding import part_of_optimizer, part_of_weights, whole_state
 from detr_kit.training.state import (
     EpochRecord,
     Progress,
@@ -85,37 +86,47 @@ class Checkpoints:
         """
         records = self.processes.gather(record)
         matchings = self.processes.gather(matching.state())
+        weights = self._whole(self.model.state_dict())
+        optimizer = self._whole(self.optimizer.state_dict())
+        average = None if self.average is None else self._whole(self.average.state_dict())
         if self.processes.is_main:
             state = TrainingState(
                 progress,
                 self.images,
                 self.step_images,
-                self.optimizer.state_dict(),
+                optimizer,
                 None if self.scaler is None else self.scaler.state_dict(),
-                None if self.average is None else self.average.state_dict(),
+                average,
                 records,
                 matchings,
             )
             with _intact(self.last, progress.step), atomic_folder(self.last) as checkpoint:
-                save_detector(checkpoint, self.model, self.spec)
+                save_detector(checkpoint, weights, self.spec)
                 save_training_state(checkpoint, state)
         self._saved_at, self._saved_step = time.monotonic(), progress.step
         self.processes.wait()
 
     def save_best(self, progress: Progress) -> None:
-        """Replace `best` by the weights that the model holds; for the first process."""
+        """Replace `best` by the weights that the model holds.
+
+        Every process calls it, the first one writes.
+        """
+        weights = self._whole(self.model.state_dict())
+        if not self.processes.is_main:
+            return
         best = self.folder / "best"
         with _intact(best, progress.step), atomic_folder(best) as checkpoint:
-            save_detector(checkpoint, self.model, self.spec)
+            save_detector(checkpoint, weights, self.spec)
 
-    def keep(self, epoch: int) -> None:
+    def keep(self, epoch: int, step: int) -> None:
         """Keep `last` as the checkpoint of an epoch, and delete those that the policy lets go.
 
         For the first process. The files are shared with `last`, so that they take no new room.
         """
         newest, every = self.policy.keep, self.policy.keep_every
         if newest or (every and epoch % every == 0):
-            with atomic_folder(self._of_epoch(epoch)) as copy:
+            kept = self._of_epoch(epoch)
+            with _intact(kept, step), atomic_folder(kept) as copy:
                 shutil.copytree(self.last, copy, copy_function=_link, dirs_exist_ok=True)
         for old in range(1, epoch - newest + 1):
             if not (every and old % every == 0):
@@ -133,9 +144,10 @@ class Checkpoints:
                 f"{self.last}: was trained on {state.images} pictures, the training split now has "
                 f"{self.images}: it cannot be continued"
             )
-        self.model.load_state_dict(read_tensors(self.last / MODEL_FILE))
+        weights = read_tensors(self.last / MODEL_FILE)
+        self.model.load_state_dict(part_of_weights(weights, self.model))
         try:
-            self.optimizer.load_state_dict(state.optimizer)
+            self.optimizer.load_state_dict(part_of_optimizer(state.optimizer, self.optimizer))
         except ValueError as error:  # a rate that is the backbone's no more, for example
             raise DetrKitError(
                 f"{self.last}: its optimiser's groups are not those of "
@@ -150,6 +162,9 @@ class Checkpoints:
         self._saved_step = state.progress.step
         return EpochRecord.shared(state.records, rank=rank, world_size=count)
 
+    def _whole(self, state: Any) -> Any:
+        return whole_state(state, keep=self.processes.is_main)
+
     def _of_epoch(self, epoch: int) -> Path:
         return self.folder / EPOCHS_FOLDER / f"{epoch:04}"
 
@@ -162,9 +177,11 @@ def _intact(checkpoint: Path, step: int) -> Iterator[None]:
     # A full disk comes as any of these, depending on who writes.
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        free = shutil.disk_usage(checkpoint.parent).free >> 20
         raise DetrKitError(
-            f"{checkpoint}: step {step} cannot be saved ({reason.splitlines()[0]}); what was "
-            f"saved before is intact: make room, then detr-kit resume {checkpoint.parent}"
+            f"{checkpoint}: step {step} cannot be saved ({reason.splitlines()[0]}; {free} MiB are "
+            f"free there); what was saved before is intact: make room, then detr-kit resume "
+            f"{checkpoint.parent}"
         ) from error
 
 

@@ -28,6 +28,7 @@ _CHANGEABLE = (
     "output",
     "precision",
     "schedule",
+    "sharding",
     "trackers",
 )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from detr_kit.config import dump_config
+from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import CocoMetrics
 from detr_kit.evaluation.results import write_results
 from detr_kit.files import atomic_write
@@ -17,6 +20,7 @@ from detr_kit.training.nonfinite import nonfinite_report
 from detr_kit.training.recorder import Recorder
 from detr_kit.training.run_files import CONFIG_FILE, RESULTS_FILE
 from detr_kit.training.session import Session
+from detr_kit.training.sharding import gathered
 from detr_kit.training.signals import StopSignals
 from detr_kit.training.state import EpochRecord, Progress
 from detr_kit.training.step import Batch, StepFigures
@@ -53,12 +57,14 @@ class Keeper:
         folder = self.config.output
         with atomic_write(folder / CONFIG_FILE) as path:
             path.write_text(dump_config(self.config), encoding="utf-8")
-        self._recorder = Recorder(
-            folder,
-            after_epoch=progress.epoch,
-            after_step=progress.step,
-            trackers=Trackers.start(self.config, continued=progress.step > 0),
-        )
+        trackers = Trackers.start(self.config, continued=progress.step > 0)
+        with self._writing():
+            self._recorder = Recorder(
+                folder,
+                after_epoch=progress.epoch,
+                after_step=progress.step,
+                trackers=trackers,
+            )
 
     def evaluate(self, progress: Progress) -> CocoMetrics | None:
         epoch = progress.epoch + 1
@@ -74,28 +80,30 @@ class Keeper:
         if still is not None:
             self.display.message(still)
         if self._recorder is not None:
-            self._recorder.pictures(
-                progress.step, validation.found, self.session.truth, self.session.val_split.images
-            )
+            images = self.session.val_split.images
+            with self._writing():
+                self._recorder.pictures(progress.step, validation.found, self.session.truth, images)
         return metrics
 
     def finish_epoch(self, row: dict[str, Any], progress: Progress, *, is_best: bool) -> None:
         # `last` comes last: if the process ends before it, what is left of the epoch is done again
         # and gives the same row and the same `best`.
         if self._recorder is not None:
-            self._recorder.epoch(row)
-            if is_best:
-                self._keep_best(progress)
+            with self._writing():
+                self._recorder.epoch(row)
+        if is_best:
+            self._keep_best(progress)
         self.save(progress, EpochRecord())
         if self._recorder is not None:
-            self.session.checkpoints.keep(progress.epoch)
+            self.session.checkpoints.keep(progress.epoch, progress.step)
 
     def _keep_best(self, progress: Progress) -> None:
         validation = self.session.validation
         assert validation.found is not None
         with validation.weights():
             self.session.checkpoints.save_best(progress)
-        write_results(self.config.output / RESULTS_FILE, validation.found)
+        if self._recorder is not None:
+            write_results(self.config.output / RESULTS_FILE, validation.found)
 
     def save_due(self, step: int) -> bool:
         return self.session.checkpoints.due(step)
@@ -108,7 +116,8 @@ class Keeper:
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
         if self._recorder is not None:
-            self._recorder.step(step + 1, values)
+            with self._writing():
+                self._recorder.step(step + 1, values)
 
     def explain_failure(self, figures: StepFigures) -> Exception:
         session = self.session
@@ -119,21 +128,22 @@ class Keeper:
         def forward(images: CollatedImages, targets: TargetBatch) -> LossValues:
             return session.step.forward(session.bare_model, images, targets)
 
-        return nonfinite_report(
-            session.bare_model,
-            session.step.criterion,
-            figures.batches,
-            preprocessing=session.spec.preprocessing,
-            step=figures.step,
-            rates=session.schedule.rates(),
-            precision=self.config.precision,
-            forward=forward,
-            folder=self.config.output,
-            name_of=self._file_name,
-            loss_scale=1.0 if scaler is None else scaler.get_scale(),
-            rank=session.processes.rank,
-            gather=session.processes.gather,
-        )
+        with gathered(session.bare_model):
+            return nonfinite_report(
+                session.bare_model,
+                session.step.criterion,
+                figures.batches,
+                preprocessing=session.spec.preprocessing,
+                step=figures.step,
+                rates=session.schedule.rates(),
+                precision=self.config.precision,
+                forward=forward,
+                folder=self.config.output,
+                name_of=self._file_name,
+                loss_scale=1.0 if scaler is None else scaler.get_scale(),
+                rank=session.processes.rank,
+                gather=session.processes.gather,
+            )
 
     def explain_error(self, error: Exception, batches: list[Batch]) -> Exception | None:
         return out_of_memory(error, batches, self.config)
@@ -142,6 +152,18 @@ class Keeper:
         train_set = self.session.train_set
         [rows] = (train_set.image_ids == image_id).nonzero()
         return train_set.file_names[int(rows[0])] if len(rows) else ""
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say of records that cannot be written, as on a full disk, what to do about it."""
+        try:
+            yield
+        except OSError as error:
+            folder = self.config.output
+            raise DetrKitError(
+                f"{folder}: its records cannot be written ({error.strerror or error}); what was "
+                f"saved is intact: make room, then detr-kit resume {folder}"
+            ) from error
 
     def close(self) -> None:
         if self._recorder is not None:

@@ -52,7 +52,6 @@ def nonfinite_report(
     loss_scale: float = 1.0,
     rank: int = 0,
     gather: Callable[[object], list[object]] | None = None,
-    alone: bool = True,
 ) -> DetrKitError:
     """Return the error that ends a run whose loss or gradient is nan or infinite.
 
@@ -62,9 +61,7 @@ def nonfinite_report(
     `rates` are learning rates by group, `name_of` gives a picture's file name by its id.
 
     Every process may call this for its own batches; `gather` then returns the list of what all of
-    them pass to it, and all return the same error. Where forwards wait for other processes
-    (sharded weights), `alone` is False: each process then runs all of its batches, and none in
-    parts.
+    them pass to it, and all return the same error.
 
     The batches go to `folder`, which needs not succeed. Weights, buffers and random streams are
     left as they were, gradients are gone.
@@ -76,8 +73,8 @@ def nonfinite_report(
             search = Search(model, forward, loss_scale, rank, name_of or (lambda image_id: ""))
             finding = in_weights(model, criterion, rank)
             finding = finding or search.in_data(batches, preprocessing)
-            if finding is None or not alone:
-                finding = first_of([finding, search.by_running(batches, alone=alone)])
+            if finding is None:
+                finding = search.by_running(batches)
         except Exception as error:  # a post-mortem that fails must not hide what it is about
             failure = f"{type(error).__name__}: {one_line(error)}"
     own = _Outcome(finding, saved, failure, _advice(finding, model, precision))

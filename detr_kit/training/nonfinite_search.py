@@ -111,22 +111,16 @@ class Search:
                 return Finding("picture", what, batch, self.rank, (self._named(image_id),), True)
         return None
 
-    def by_running(self, batches: Sequence[Batch], *, alone: bool) -> Finding | None:
-        first = None
+    def by_running(self, batches: Sequence[Batch]) -> Finding | None:
+        """Return what the first bad batch gives, and by which pictures, running them again."""
         for index, (images, targets) in enumerate(batches):
             found = self._run(images, targets, index)
-            if first is None and found is not None:
-                first = found
-                if alone:
-                    first = self._whose(self._how(found, images, targets), images, targets)
-            if first is not None and alone:
-                break
-        return first
+            if found is not None:
+                return self._whose(self._how(found, images, targets), images, targets)
+        return None
 
     def _run(self, images: CollatedImages, targets: TargetBatch, batch: int = 0) -> Finding | None:
         """Run forward and backward of a batch; None where all stays finite."""
-        if images.pixels.is_floating_point():  # normalising would change them in place
-            images = replace(images, pixels=images.pixels.clone())
         with TensorWatch(self.model) as watch:
             loss = self._forward_and_backward(watch, images, targets)
         gradient = watch.gradient or too_large_gradient(self.model)

@@ -24,6 +24,7 @@ from detr_kit.training.matching_record import MatchingRecord
 from detr_kit.training.optimizer import build_optimizer, freeze_backbone_if_asked
 from detr_kit.training.processes import Processes
 from detr_kit.training.schedule import Schedule
+from detr_kit.training.sharding import require_shardable, shard
 from detr_kit.training.splits import check_data, load_split, required_splits
 from detr_kit.training.startup import InitialModel, initial_model, resumed_model
 from detr_kit.training.state import EpochRecord, TrainingState
@@ -50,6 +51,7 @@ class Session:
         if config.evaluation.metric != "ap" or config.evaluation.patience is not None:
             require_metric(config.evaluation.metric, self.truth, annotations)
         require_trackers(config.trackers)
+        require_shardable(config)
 
         self.accelerator = _accelerator(config)
         self.processes = Processes(self.accelerator)
@@ -123,6 +125,11 @@ class Session:
 
     def _wire(self, start: InitialModel, val_loader: DataLoader[Batch]) -> None:
         config = self.config
+        sharded = config.sharding != "none" and self.processes.count > 1
+        if sharded:
+            shard(start.model, self.accelerator.device)
+        elif config.sharding != "none":
+            self.notes.append("sharding: with one process there is nothing to divide")
         # The momenta of resumed runs come into the layout that the weights have by then.
         optimizer = build_optimizer(start.model, config.optimizer, step_images=self.step_images)
         self.schedule = Schedule(
@@ -131,7 +138,10 @@ class Session:
             steps_per_epoch=self.steps_per_epoch,
             epochs=config.epochs,
         )
-        self.model, self.optimizer = self.accelerator.prepare(start.model, optimizer)
+        if sharded:  # the model sees to its gradients by itself
+            self.model, self.optimizer = start.model, self.accelerator.prepare_optimizer(optimizer)
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(start.model, optimizer)
         # Takes off Accelerate's autocast around the model's forward: the step has its own, and
         # evaluation must give what the saved detector gives, in full precision.
         self.bare_model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)

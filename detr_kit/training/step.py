@@ -25,6 +25,7 @@ from detr_kit.preprocess import Preprocessing
 from detr_kit.structures import CollatedImages, TargetBatch
 from detr_kit.training.average import WeightAverage
 from detr_kit.training.matching_record import MatchingRecord
+from detr_kit.training.sharding import whole
 
 Batch = tuple[CollatedImages, TargetBatch]
 
@@ -122,7 +123,8 @@ class TrainingStep:
         ):
             is_last = index == len(batches) - 1
             aside = before.figures if before is not None and index == 0 else None
-            # Gradients cross the network once a step, with the last batch.
+            # Gradients cross the network once a step, with the last batch. Sharded ones do with
+            # every batch (such a model has no `no_sync`): no process has room for all of them.
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 losses = self.forward(self.model, images, targets, normalizer, aside)
                 if before is not None and index == 0:
@@ -199,7 +201,8 @@ class TrainingStep:
     ) -> None:
         """Step the optimiser, or change nothing where the gradients are not finite."""
         self.accelerator.unscale_gradients(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = whole(nn.utils.get_total_norm(gradients))
         if self.clip > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, self.clip, norm)
         gated = (~norm.isfinite()).float()

@@ -45,7 +45,7 @@ def setup_rows(
         step_images = images_a_step(config, world_size)
     repeats = repeat_factors(train_set, config.data.repeat_threshold)
     rows = {
-        "run": _run(config, device),
+        "run": _run(config, device, world_size),
         "model": _model(config, start.model),
         "weights": "\n".join(start.weights),
         "train": _split(train_set),
@@ -64,11 +64,12 @@ def setup_rows(
     return {heading: text for heading, text in rows.items() if text}
 
 
-def _run(config: RunConfig, device: torch.device) -> str:
+def _run(config: RunConfig, device: torch.device, world_size: int) -> str:
+    sharded = config.sharding != "none" and world_size > 1
     return (
         f"{config.output}, {config.epochs} epochs on {device}, {config.precision}"
         + (", compiled" if config.compile else "")
-        + (", weights sharded over processes" if config.sharding != "none" else "")
+        + (", weights sharded over processes" if sharded else "")
     )
 
 

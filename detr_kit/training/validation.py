@@ -21,6 +21,7 @@ from detr_kit.evaluation.results import joined, result_columns
 from detr_kit.prediction import predict_batches
 from detr_kit.training.average import WeightAverage
 from detr_kit.training.processes import Processes
+from detr_kit.training.sharding import gathered
 from detr_kit.training.signals import Stopped, StopSignals
 
 T = TypeVar("T")
@@ -62,7 +63,8 @@ class Validation:
             share_buffers(self.model)
         skipped: list[str] = []
         images = noting_skipped(_until_stopped(self.loader, signals, alive), skipped)
-        with self.weights():
+        # Processes have different numbers of batches: forwards must not wait for each other.
+        with self.weights(), gathered(self.model):
             found = predict_batches(
                 self.model,
                 images,

@@ -413,23 +413,6 @@ class TestProcesses:
         assert str(tmp_path / "nonfinite_batch_1.pt") in said[2]
         assert (tmp_path / "nonfinite_batch_1.pt").is_file()
 
-    def test_sharded_processes_run_every_batch_once(self, tmp_path: Path) -> None:
-        model = Tiny()
-        with torch.no_grad():
-            model.embed.bias[0] = torch.nan
-        criterion = SetCriterion(CATEGORIES, on_nonfinite="poison")
-        ran: list[int] = []
-
-        def forward(images: CollatedImages, targets: TargetBatch) -> LossValues:
-            ran.append(len(images))
-            mean, std = PREPROCESSING.mean, PREPROCESSING.std
-            return criterion(model(images.normalized(mean, std)), targets)
-
-        two = (make_batch(), make_batch((17, 33)))
-        said = report_of(model, *two, folder=tmp_path, forward=forward, alone=False)
-        assert "is in the weight embed.bias: 1 nan of 4 values" in said
-        assert ran == [3, 2]
-
 
 def test_real_detector(tmp_path: Path) -> None:
     config = ModelConfig(
