@@ -39,21 +39,14 @@ class CollatedImages:
         original_sizes_hw: Sequence[SizeHW],
         image_ids: Sequence[int],
         skipped: Sequence[str] = (),
-        *,
-        multiple: int = 1,
     ) -> CollatedImages:
-        """Put (H, W, 3) uint8 images into the top left of a common size.
-
-        It is the largest height by the largest width, rounded up to multiples of `multiple`.
-        """
+        """Put (H, W, 3) uint8 images into the top left of a common size, the largest of each."""
         sizes_hw = tuple((image.shape[0], image.shape[1]) for image in images)
-        height, width = (
-            -(-max(sides, default=0) // multiple) * multiple
-            for sides in ([size[0] for size in sizes_hw], [size[1] for size in sizes_hw])
-        )
-        if set(sizes_hw) == {(height, width)}:
+        if len(set(sizes_hw)) == 1:
             pixels = torch.stack(list(images))
         else:
+            height = max((height for height, _ in sizes_hw), default=0)
+            width = max((width for _, width in sizes_hw), default=0)
             pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8)
             for row, image in zip(pixels, images, strict=True):
                 row[: image.shape[0], : image.shape[1]] = image

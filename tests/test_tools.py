@@ -25,6 +25,7 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
         "crash_check.py",
         "interval_coverage.py",
         "memory_check.py",
+        "nan_check.py",
         "same_runs.py",
     ],
 )

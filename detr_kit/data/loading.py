@@ -30,18 +30,14 @@ Batch = tuple[CollatedImages, TargetBatch]
 WORKER_GRACE_SECONDS = 10.0
 
 
-def collate(samples: Sequence[Sample | Missing], multiple: int = 1) -> Batch:
-    """Put pictures into the top left of a common size, and their objects after each other.
-
-    The size is rounded up to multiples of `multiple`.
-    """
+def collate(samples: Sequence[Sample | Missing]) -> Batch:
+    """Put pictures into the top left of a common size, and their objects after each other."""
     present = [sample for sample in samples if isinstance(sample, Sample)]
     images = CollatedImages.from_images(
         [sample.image for sample in present],
         [sample.original_size_hw for sample in present],
         [sample.target.image_id for sample in present],
         skipped=[reason for sample in samples for reason in sample.skipped],
-        multiple=multiple,
     )
     return images, TargetBatch.from_targets([sample.target for sample in present])
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from detr_kit.config import dump_config
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import CocoMetrics
@@ -128,7 +130,8 @@ class Keeper:
         def forward(images: CollatedImages, targets: TargetBatch) -> LossValues:
             return session.step.forward(session.bare_model, images, targets)
 
-        with gathered(session.bare_model):
+        # Uncompiled, so that every module can be watched.
+        with gathered(session.bare_model), torch.compiler.set_stance("force_eager"):
             return nonfinite_report(
                 session.bare_model,
                 session.step.criterion,

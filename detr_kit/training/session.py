@@ -16,6 +16,7 @@ from detr_kit.data.loading import Batch, end_workers, eval_loader, images_a_step
 from detr_kit.evaluation.ground_truth import load_ground_truth
 from detr_kit.losses import SetCriterion
 from detr_kit.matching import HungarianMatcher
+from detr_kit.models.compiled import compile_model
 from detr_kit.preprocess import preprocessing_from
 from detr_kit.training.average import WeightAverage
 from detr_kit.training.batch_size import largest_batch, worst_case
@@ -125,6 +126,8 @@ class Session:
 
     def _wire(self, start: InitialModel, val_loader: DataLoader[Batch]) -> None:
         config = self.config
+        if config.compile:
+            compile_model(start.model)
         sharded = config.sharding != "none" and self.processes.count > 1
         if sharded:
             shard(start.model, self.accelerator.device)
