@@ -43,6 +43,8 @@ class ModelConfig(Section):
     dropout: float | None = Field(None, ge=0, lt=1)
     padding: Literal["independent", "official"] | None = None
     activation_checkpointing: bool | None = None
+    # 2 freezes the stem and layer1 of a DETR; the embedding and the first block of a YOLOS
+    frozen_stages: int | None = Field(None, ge=0)
     # a file, or "imagenet" for torchvision's or timm's own weights; the ViT of a YOLOS is its
     # backbone; "none" for random initialisation
     backbone_weights: str | None = None
@@ -51,7 +53,6 @@ class ModelConfig(Section):
     backbone_norm: Literal["auto", "frozen", "batch", "group"] | None = None
     backbone_stages: int | None = Field(None, ge=1, le=5)
     dilation: bool | None = None
-    frozen_stages: int | None = Field(None, ge=0, le=5)  # 2 freezes the stem and layer1
     encoder_layers: int | None = Field(None, ge=0)
     decoder_layers: int | None = Field(None, ge=1)
     pre_norm: bool | None = None

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_kit.errors import DetrKitError
+from detr_kit.models.dropout import attention_with_dropout, dropout
+from detr_kit.models.linear import Linear, linear
 
 
 class Attention(nn.Module):
@@ -34,8 +36,8 @@ class Attention(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.observer: Callable[[Tensor], object] | None = None
 
     def forward(
@@ -54,13 +56,14 @@ class Attention(nn.Module):
         value = key if value is None else value
         q, k, v = (self._split_heads(x) for x in self._project(query, key, value))
         allowed = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        if self.observer is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
-        else:
+        if self.observer is not None:
             weights = self._weights(q, k, allowed)
             self.observer(weights)
-            mixed = F.dropout(weights, dropout) @ v
+            mixed = dropout(weights, self.dropout, training=self.training) @ v
+        elif self.training and self.dropout > 0:
+            mixed = attention_with_dropout(q, k, v, allowed, self.dropout)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -69,11 +72,13 @@ class Attention(nn.Module):
             return self.qkv(query).chunk(3, dim=-1)
         dim, weight, bias = self.dim, self.qkv.weight, self.qkv.bias
         if query is key:
-            q, k = F.linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
-        else:
-            q = F.linear(query, weight[:dim], bias[:dim])
-            k = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
-        return q, k, F.linear(value, weight[2 * dim :], bias[2 * dim :])
+            q, k = linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
+            return q, k, linear(value, weight[2 * dim :], bias[2 * dim :])
+        q = linear(query, weight[:dim], bias[:dim])
+        if key is value:
+            return q, *linear(key, weight[dim:], bias[dim:]).chunk(2, dim=-1)
+        k = linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
+        return q, k, linear(value, weight[2 * dim :], bias[2 * dim :])
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, h, N, D / h)"""

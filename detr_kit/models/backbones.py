@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from detr_kit.errors import DetrKitError
 from detr_kit.models.extents import Extents, pad_to_multiple
+from detr_kit.models.folding import fold_frozen_norms, forget_folded
 from detr_kit.models.norms import NormKind, replace_batch_norms
 from detr_kit.structures import ImageBatch
 
@@ -64,6 +65,8 @@ class Backbone(nn.Module):
         self.pads_alone = name.startswith("timm/")
         self.extents = Extents()
         replace_batch_norms(self.body, norm, self.extents)
+        if norm == "frozen":
+            fold_frozen_norms(self.body, side=2 * self.stride)
         _freeze(self.body, levels, frozen_stages, name)
         self.extents.watch(self.body)
         self.image_by_image = False
@@ -91,8 +94,12 @@ class Backbone(nn.Module):
         return features.masked_fill(outside.unsqueeze(1), 0.0), outside
 
     def train(self, mode: bool = True) -> Backbone:
-        """Set the mode; batch norms without gradients keep their statistics."""
+        """Set the mode; batch norms without gradients keep their statistics.
+
+        Folded weights are forgotten too, as `.data` writes leave them unnoticed.
+        """
         super().train(mode)
+        forget_folded(self.body)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
                 module.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from detr_kit.models.backbones import Backbone
@@ -65,8 +64,9 @@ class DETR(nn.Module):
         return self.heads(decoded)
 
     def _positions(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            height, width = features.shape[2:]
-            mask = torch.zeros(1, height, width, dtype=torch.bool, device=features.device)
         # The parameters' precision, not the features': autocast would round the positions.
-        return self.positions(mask, self.queries.weight.dtype).flatten(1, 2)
+        dtype = self.queries.weight.dtype
+        if mask is None:
+            size_hw = (features.shape[2], features.shape[3])
+            return self.positions.of_size(size_hw, dtype, features.device).flatten(1, 2)
+        return self.positions(mask, dtype).flatten(1, 2)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_kit.models.linear import Linear
 from detr_kit.structures import ModelOutput
 
 
@@ -17,7 +18,7 @@ class HeadMLP(nn.Module):
     def __init__(self, dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
         widths = [dim] * num_layers + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(before, after) for before, after in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -18,6 +18,7 @@ class FrozenBatchNorm2d(nn.Module):
     """A batch norm whose statistics and scale are constants, whatever train() says.
 
     It keeps the layer's own eps and, for timm's `BatchNormAct2d`, the activation that follows.
+    Where the convolution before it computes it too (`folded`), only the activation is left to do.
     """
 
     weight: Tensor
@@ -33,12 +34,26 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
         self.act = act
+        self.folded = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.folded:
+            return self.act(x)
         normalized = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
         return self.act(normalized)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return (C,) constants of x * scale + shift, in single precision at least."""
+        wide = torch.promote_types(self.running_var.dtype, torch.float32)
+        # Rounded once, at the end: they are computed rarely.
+        weight, bias, mean, variance = (
+            buffer.double()
+            for buffer in (self.weight, self.bias, self.running_mean, self.running_var)
+        )
+        scale = weight / (variance + self.eps).sqrt()
+        return scale.to(wide), (bias - mean * scale).to(wide)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # A constant counts no batches.

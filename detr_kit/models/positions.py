@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_kit.errors import DetrKitError
+from detr_kit.models.remembered import Remembered
 from detr_kit.sizes import SizeHW
 
 
@@ -27,6 +29,15 @@ class SinePositions(nn.Module):
         if dim % 4:
             raise DetrKitError(f"hidden_dim {dim}: sine positions need a multiple of 4")
         self.dim = dim
+        self._of_sizes = Remembered()
+
+    def of_size(self, size_hw: SizeHW, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Encode the cells of a feature map without padding as (1, h, w, D); remembered."""
+
+        def encode() -> Tensor:
+            return self(torch.zeros(1, *size_hw, dtype=torch.bool, device=device), dtype)
+
+        return self._of_sizes((), (size_hw, dtype, device), encode)
 
     def forward(self, padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
         """Encode the cells of a (B, h, w) mask, True on padding, as (B, h, w, D)."""
@@ -53,6 +64,10 @@ class LearnedPositions(nn.Module):
         nn.init.uniform_(self.columns.weight)
         nn.init.uniform_(self.rows.weight)
 
+    def of_size(self, size_hw: SizeHW, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Encode the cells of a feature map without padding as (1, h, w, D)."""
+        return self(torch.zeros(1, *size_hw, dtype=torch.bool, device=device), dtype)
+
     def forward(self, padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
         """Encode the cells of a (B, h, w) mask as (1, h, w, D).
 
@@ -77,52 +92,42 @@ def resample_grid(table: Tensor, from_hw: SizeHW, to_hw: SizeHW) -> Tensor:
     grid = table.unflatten(1, from_hw)
     if from_hw == to_hw:
         return grid
-    resampled = F.interpolate(
-        grid.permute(0, 3, 1, 2), size=to_hw, mode="bicubic", align_corners=False
-    )
-    return resampled.permute(0, 2, 3, 1)
+    # A product with a matrix for each axis: the gradient of `F.interpolate` is slow on a CPU and
+    # differs from run to run on a GPU. Autocast would round the positions.
+    with torch.autocast(table.device.type, enabled=False):
+        along_rows, along_columns = (
+            _bicubic_matrix(before, after).to(table)
+            for before, after in zip(from_hw, to_hw, strict=True)
+        )
+        rows = (along_rows @ grid.flatten(2)).unflatten(2, (from_hw[1], -1))  # (L, h', w, D)
+        return along_columns @ rows
+
+
+@lru_cache(maxsize=64)
+def _bicubic_matrix(before: int, after: int) -> Tensor:
+    """Return the (after, before) float64 matrix that resamples a column bicubically."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        columns = torch.eye(before, dtype=torch.float64)[None, None]
+        return F.interpolate(columns, size=(after, before), mode="bicubic", align_corners=False)[
+            0, 0
+        ]
 
 
 class CachedResampler:
-    """Resamples one table, and remembers the results where no gradient is wanted.
-
-    What is remembered is dropped as soon as the table's values are others: loaded, stepped,
-    averaged or swapped for another tensor.
-    """
+    """Resamples one table, and remembers the results where no gradient is wanted."""
 
     MAX_SIZES = 4
 
     def __init__(self, from_hw: SizeHW) -> None:
         self.from_hw = from_hw
-        self._grids: dict[SizeHW, Tensor] = {}
-        self._source: Tensor | None = None
-        self._version = -1
+        self._grids = Remembered(self.MAX_SIZES)
 
     def __call__(self, table: Tensor, to_hw: SizeHW) -> Tensor:
         """Return `resample_grid(table, from_hw, to_hw)`."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.is_inference():
+        if torch.is_grad_enabled() and table.requires_grad:
             return resample_grid(table, self.from_hw, to_hw)
-        if not self._is_current(table):
-            self.clear()
-            # An alias keeps the memory, so that no other tensor can come to lie at its address.
-            self._source, self._version = table.detach(), table._version
-        if to_hw not in self._grids:
-            while len(self._grids) >= self.MAX_SIZES:
-                del self._grids[next(iter(self._grids))]
-            self._grids[to_hw] = resample_grid(table, self.from_hw, to_hw)
-        return self._grids[to_hw]
+        return self._grids((table,), to_hw, lambda: resample_grid(table, self.from_hw, to_hw))
 
     def clear(self) -> None:
         """Forget everything."""
-        self._grids = {}
-        self._source = None
-
-    def _is_current(self, table: Tensor) -> bool:
-        source = self._source
-        return (
-            source is not None
-            and source.data_ptr() == table.data_ptr()
-            and source.dtype == table.dtype
-            and source.device == table.device
-            and self._version == table._version
-        )
+        self._grids.clear()

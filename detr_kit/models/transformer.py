@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from detr_kit.models.attention import Attention
+from detr_kit.models.dropout import Dropout, dropout
+from detr_kit.models.linear import Linear
 
 
 class MLP(nn.Module):
@@ -23,10 +24,10 @@ class MLP(nn.Module):
         self, dim: int, hidden_dim: int, *, activation: type[nn.Module], dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = activation()
-        self.drop = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = Dropout(dropout)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.drop(self.act(self.fc1(x))))
@@ -41,7 +42,7 @@ class ResidualDrop(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, branch: Tensor) -> Tensor:
-        branch = F.dropout(branch, self.dropout, self.training)
+        branch = dropout(branch, self.dropout, training=self.training)
         if self.training and self.drop_path > 0:
             keep = 1.0 - self.drop_path
             kept = branch.new_empty(branch.shape[0], *[1] * (branch.ndim - 1)).bernoulli_(keep)
@@ -99,8 +100,14 @@ class EncoderLayer(nn.Module):
         x: Tensor,
         positions: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
-        """Map (B, N, D) to the same shape; the mask is (B, N), True on padding."""
+        """Map (B, N, D) to the same shape; the mask is (B, N), True on padding.
+
+        With `last`, of pre-norm layers, only as many of the last tokens are computed and returned.
+        """
+        if last is not None:
+            return self._last_tokens(x, key_padding_mask, last)
 
         def attend(h: Tensor) -> Tensor:
             at = with_positions(h, positions)
@@ -108,6 +115,15 @@ class EncoderLayer(nn.Module):
 
         x = residual(x, attend, norm=self.norm1, drop=self.drop, pre_norm=self.pre_norm)
         return residual(x, self.mlp, norm=self.norm2, drop=self.drop, pre_norm=self.pre_norm)
+
+    def _last_tokens(self, x: Tensor, key_padding_mask: Tensor | None, count: int) -> Tensor:
+        def attend(h: Tensor) -> Tensor:
+            if self.attn.observer is not None:  # it is to see the attention of all tokens
+                return self.attn(h, None, None, key_padding_mask)[:, -count:]
+            return self.attn(h[:, -count:], h, h, key_padding_mask)
+
+        x = x[:, -count:] + self.drop(attend(self.norm1(x)))
+        return residual(x, self.mlp, norm=self.norm2, drop=self.drop, pre_norm=True)
 
 
 class DecoderLayer(nn.Module):

@@ -36,7 +36,8 @@ class ViT(nn.Module):
 
     `pos_embed` (1, N, D) is added at the input; `mid_pos_embed` (depth - 1, 1, N, D), if there is
     one, after every block but the last. Both belong to pictures of the given sizes and are
-    resampled to other sizes.
+    resampled to other sizes. `frozen_stages` takes the gradients of tokens, patch embedding and
+    both position tables (1), and of the first k blocks (k + 1).
 
     `padding` "independent": padded tokens are masked as attention keys and positions are those of
     each image's own grid. "official": the mask is ignored and positions are those of the padded
@@ -59,6 +60,7 @@ class ViT(nn.Module):
         norm_eps: float = 1e-6,
         padding: Literal["independent", "official"] = "independent",
         activation_checkpointing: bool = False,
+        frozen_stages: int = 0,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
@@ -93,6 +95,7 @@ class ViT(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self._initialize()
+        self._freeze(frozen_stages)
 
     def forward(self, batch: ImageBatch) -> Tensor:
         """Return the detection tokens' (B, Q, D) features.
@@ -115,10 +118,12 @@ class ViT(nn.Module):
         x = x + first.of_layer(0)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = run_layer(block, x, None, mask, checkpointed=self.activation_checkpointing)
+            # Nothing reads the other tokens after the last block.
+            tokens = self.num_detection_tokens if index == last else None
+            x = run_layer(block, x, None, mask, tokens, checkpointed=self.activation_checkpointing)
             if mid is not None and index < last:
                 x = x + mid.of_layer(index)
-        return self.norm(x[:, -self.num_detection_tokens :])
+        return self.norm(x)
 
     def train(self, mode: bool = True) -> ViT:
         """Set the mode; also forget resampled positions, which `.data` writes leave unnoticed."""
@@ -178,6 +183,19 @@ class ViT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+
+    def _freeze(self, stages: int) -> None:
+        if stages > len(self.blocks) + 1:
+            raise DetrKitError(
+                f"frozen_stages {stages}: a ViT of {len(self.blocks)} blocks has "
+                f"{len(self.blocks) + 1}, the patch embedding included"
+            )
+        if not stages:
+            return
+        for parameter in self.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        for module in (self.patch_embed, *self.blocks[: stages - 1]):
+            module.requires_grad_(False)
 
 
 @dataclass(frozen=True)

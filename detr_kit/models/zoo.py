@@ -46,6 +46,7 @@ NORM_EPS = 1e-6  # of every published ViT, DeiT and YOLOS
 _YOLOS: Numbers = {
     "family": "yolos",
     "backbone_weights": "imagenet",
+    "frozen_stages": 0,
     "hidden_dim": 384,
     "depth": 12,
     "num_heads": 6,
@@ -212,6 +213,7 @@ def _build_yolos(numbers: Numbers, num_classes: int) -> nn.Module:
         norm_eps=numbers.get("norm_eps", NORM_EPS),  # older checkpoints do not name it
         padding=numbers["padding"],
         activation_checkpointing=numbers["activation_checkpointing"],
+        frozen_stages=numbers.get("frozen_stages", 0),  # older checkpoints do not name it
     )
     return YOLOS(vit, DetectionHeads(numbers["hidden_dim"], num_classes, class_layers=3))
 

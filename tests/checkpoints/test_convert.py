@@ -94,7 +94,8 @@ def test_official_weights_of_a_detr_with_batch_norms_compute_the_same(
     written = read_tensors(tmp_path / "w.pth")
     assert not any(key.endswith("num_batches_tracked") for key in written)
     again, _ = load_detector(tmp_path / "w.pth")
-    assert difference(load_detector(own)[0], again) == 0
+    # Frozen norms are folded into the convolutions, batch norms are not.
+    assert difference(load_detector(own)[0], again) < 1e-12
 
 
 def test_settings_and_categories_are_kept(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -129,6 +130,71 @@ def test_activation_checkpointing_gives_equal_gradients(
         gradients.append([p.grad for p in model.parameters()])
     for plain, saved in zip(*gradients, strict=True):
         assert torch.equal(plain, saved)
+
+
+@pytest.mark.parametrize("stages", [0, 1, 3])
+def test_frozen_stages_hold_no_gradient_and_keep_their_weights(
+    build: Callable[..., nn.Module], make_batch: Callable[..., ImageBatch], stages: int
+) -> None:
+    model = build("yolos_small", frozen_stages=stages, mid_position_size_hw=(64, 96)).train()
+    before = copy.deepcopy(model.state_dict())
+    inputs: list[torch.Tensor] = []
+    for block in model.backbone.blocks:
+        block.register_forward_pre_hook(lambda block, args: inputs.append(args[0]))
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1
+    )
+    model(make_batch((64, 96), (50, 40))).logits.square().sum().backward()
+    optimizer.step()
+    # Block k is the first that is trained where k + 1 stages are frozen: no graph leads to it.
+    graphs = [tensor.requires_grad for tensor in inputs]
+    assert graphs == [index >= stages for index in range(3)]
+    frozen = ["pos_embed", "cls_token", "det_token", "mid_pos_embed", "patch_embed.", "blocks.0."]
+    frozen += ["blocks.1."]
+    frozen = [f"backbone.{name}" for name in frozen[: 5 + stages - 1]] if stages else []
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(frozen)):
+            assert parameter.grad is None, name
+            assert torch.equal(parameter, before[name]), name
+        elif not name.startswith("heads.box_head"):
+            assert parameter.grad is not None, name
+            assert not torch.equal(parameter, before[name]), name
+
+
+def test_more_frozen_stages_than_there_are_is_refused(build: Callable[..., nn.Module]) -> None:
+    build("yolos_small", frozen_stages=4)
+    with pytest.raises(DetrKitError, match="frozen_stages 5: a ViT of 3 blocks has 4"):
+        build("yolos_small", frozen_stages=5)
+
+
+def test_the_last_block_computes_detection_tokens_alone_and_equals_the_whole(
+    build: Callable[..., nn.Module], make_batch: Callable[..., ImageBatch]
+) -> None:
+    block = build("yolos_small").backbone.blocks[-1].double()
+    x = torch.randn(2, 20, 48, dtype=torch.float64)
+    mask = torch.zeros(2, 20, dtype=torch.bool)
+    mask[1, 9:13] = True
+    gradients = []
+    for last in (None, 7):
+        block.zero_grad()
+        output = block(x, None, mask, last)[:, -7:]
+        output.square().sum().backward()
+        gradients.append([output, *(p.grad.clone() for p in block.parameters())])
+    for whole, part in zip(*gradients, strict=True):
+        torch.testing.assert_close(part, whole, rtol=0, atol=1e-11)
+    assert block(x, None, mask, 7).shape == (2, 7, 48)
+
+
+def test_an_observer_of_the_last_block_sees_all_tokens(
+    build: Callable[..., nn.Module], make_batch: Callable[..., ImageBatch]
+) -> None:
+    model, batch = build("yolos_small").eval(), make_batch((64, 96))
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        expected = model(batch).logits
+        model.backbone.blocks[-1].attn.observer = seen.append
+        torch.testing.assert_close(model(batch).logits, expected, rtol=1e-5, atol=1e-5)
+    assert seen[0].shape == (1, 3, 32, 32)  # 1 class token, 4 x 6 patches, 7 detection tokens
 
 
 def test_initialisation_is_a_narrow_normal() -> None:

@@ -51,6 +51,15 @@ def test_norms_and_freezing_follow_the_weights() -> None:
     chosen = resolve(ModelConfig(name="detr_r50", backbone_norm="group", frozen_stages=0))
     assert (chosen["backbone_norm"], chosen["frozen_stages"]) == ("group", 0)
     assert VARIANTS["detr_r50"]["backbone_norm"] == "auto"
+    assert resolve(ModelConfig(name="yolos_s"))["frozen_stages"] == 0
+    assert resolve(ModelConfig(name="yolos_s", frozen_stages=3))["frozen_stages"] == 3
+
+
+def test_numbers_of_older_yolos_checkpoints_still_build() -> None:
+    numbers = resolve(ModelConfig(name="yolos_small", depth=1))
+    del numbers["frozen_stages"], numbers["norm_eps"]
+    with torch.device("meta"):
+        assert all(p.requires_grad for p in build_model(numbers, 2).parameters())
 
 
 @pytest.mark.parametrize(
