@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -25,7 +26,6 @@ from torch import nn
 from detr_kit import DetrKitError, train
 from detr_kit.config import RunConfig, parse_config
 from detr_kit.data.sample import write_sample
-from detr_kit.losses import StepCounts
 from detr_kit.training.state import load_training_state
 from detr_kit.training.step import Batch, StepFigures, TrainingStep
 
@@ -71,11 +71,11 @@ def ends(config: RunConfig, plant: Planter) -> bool:
     take = TrainingStep.__call__
 
     def planted(
-        self: TrainingStep, batches: Sequence[Batch], step: int, counts: StepCounts
+        self: TrainingStep, batches: Sequence[Batch], step: int, *rest: Any, **more: Any
     ) -> StepFigures | None:
         if step == PLANTED_BEFORE:
             plant(self.model, batches)
-        return take(self, batches, step, counts)
+        return take(self, batches, step, *rest, **more)
 
     with (
         mock.patch.object(TrainingStep, "__call__", planted),

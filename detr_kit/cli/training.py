@@ -55,6 +55,9 @@ def _end(run: Run) -> None:
 
     # Under torchrun every process comes here; one of them draws.
     if os.environ.get("RANK", "0") == "0" and run.metrics:
-        draw_curves(run.metrics, run.folder / "curves.png")
+        try:
+            draw_curves(run.metrics, run.folder / "curves.png")
+        except OSError as error:  # the training has come to its end all the same
+            print(f"detr-kit: warning: {run.folder / 'curves.png'}: {error.strerror or error}")
     if run.stopped_by is not None:
         raise typer.Exit(STOPPED_EXIT_CODE)

@@ -110,23 +110,29 @@ class AspectBatchSampler(Sampler[list[SampleKey]]):
     @property
     def batches_a_step(self) -> int:
         """The number of this rank's batches in every step but the last, which may have fewer."""
-        return self._batches_of(self.step_images)
+        return self._batches_of(self.step_images, self.rank)
+
+    def most_batches(self, step: int) -> int:
+        """Return the most batches that a rank has in a step of the epoch."""
+        full = self.total // self.step_images
+        images = self.step_images if step < full else self.total % self.step_images
+        return self._batches_of(images, rank=0)
 
     def __len__(self) -> int:
         """The number of this rank's batches of an epoch."""
         full, left = divmod(self.total, self.step_images)
-        return full * self.batches_a_step + (self._batches_of(left) if left else 0)
+        return full * self.batches_a_step + (self._batches_of(left, self.rank) if left else 0)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch = self.epoch
         for step in self._steps(epoch)[self.first_step :]:
             share = np.array_split(step, self.world_size)[self.rank]
-            for batch in np.array_split(share, self._batches_of(len(step))):
+            for batch in np.array_split(share, self._batches_of(len(step), self.rank)):
                 yield [_key(epoch, int(place), len(self.aspect_bins)) for place in batch]
 
-    def _batches_of(self, images: int) -> int:
-        """Return how many batches this rank's share of a step of so many pictures makes."""
-        share = max(images // self.world_size + (self.rank < images % self.world_size), 1)
+    def _batches_of(self, images: int, rank: int) -> int:
+        """Return how many batches a rank's share of a step of so many pictures makes."""
+        share = max(images // self.world_size + (rank < images % self.world_size), 1)
         return -(-share // self.batch_size)
 
     def _drawn(self, rng: np.random.Generator) -> np.ndarray:

@@ -36,8 +36,8 @@ class Checkpoints:
     """The checkpoints in a run's folder: `last`, `best` and those of single epochs.
 
     `last` is replaced as a whole by a newer one, so that a process or machine that ends at any
-    moment, or a disk that is full, leaves the one before. `images` is the size of the training
-    split, `step_images` what a step holds of it.
+    moment, or a disk that is full, leaves the one before. `data_digest` and `step_images` are kept
+    in the state, see `TrainingState`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Checkpoints:
         average: WeightAverage | None,
         spec: DetectorSpec,
         processes: Processes,
-        images: int,
+        data_digest: int,
         step_images: int,
     ) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class Checkpoints:
         self.average = average
         self.spec = spec
         self.processes = processes
-        self.images = images
+        self.data_digest = data_digest
         self.step_images = step_images
         self._saved_at = time.monotonic()
         self._saved_step = 0
@@ -79,32 +79,46 @@ class Checkpoints:
         late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         return late or (steps is not None and step % steps == 0)
 
-    def save(self, progress: Progress, record: EpochRecord, matching: MatchingRecord) -> None:
+    def save(
+        self,
+        progress: Progress,
+        record: EpochRecord,
+        matching: MatchingRecord,
+        *,
+        gated_in_a_row: int,
+    ) -> None:
         """Replace `last`; every process calls it, the first one writes.
 
-        Raises DetrKitError where it cannot be written; the old one is then intact.
+        Raises DetrKitError in all of them where it cannot be written; the old one is then intact.
         """
         records = self.processes.gather(record)
         matchings = self.processes.gather(matching.state())
         weights = self._whole(self.model.state_dict())
         optimizer = self._whole(self.optimizer.state_dict())
         average = None if self.average is None else self._whole(self.average.state_dict())
+        state = TrainingState(
+            progress,
+            self.data_digest,
+            self.step_images,
+            optimizer,
+            None if self.scaler is None else self.scaler.state_dict(),
+            average,
+            gated_in_a_row,
+            records,
+            matchings,
+        )
+        failure = None
         if self.processes.is_main:
-            state = TrainingState(
-                progress,
-                self.images,
-                self.step_images,
-                optimizer,
-                None if self.scaler is None else self.scaler.state_dict(),
-                average,
-                records,
-                matchings,
-            )
-            with _intact(self.last, progress.step), atomic_folder(self.last) as checkpoint:
-                save_detector(checkpoint, weights, self.spec)
-                save_training_state(checkpoint, state)
+            try:
+                with _intact(self.last, progress.step), atomic_folder(self.last) as checkpoint:
+                    save_detector(checkpoint, weights, self.spec)
+                    save_training_state(checkpoint, state)
+            except DetrKitError as error:
+                failure = error
+        for told in self.processes.gather(failure):
+            if told is not None:
+                raise told
         self._saved_at, self._saved_step = time.monotonic(), progress.step
-        self.processes.wait()
 
     def save_best(self, progress: Progress) -> None:
         """Replace `best` by the weights that the model holds.
@@ -124,8 +138,8 @@ class Checkpoints:
         For the first process. The files are shared with `last`, so that they take no new room.
         """
         newest, every = self.policy.keep, self.policy.keep_every
-        if newest or (every and epoch % every == 0):
-            kept = self._of_epoch(epoch)
+        kept = self._of_epoch(epoch)
+        if not kept.exists() and (newest or (every and epoch % every == 0)):
             with _intact(kept, step), atomic_folder(kept) as copy:
                 shutil.copytree(self.last, copy, copy_function=_link, dirs_exist_ok=True)
         for old in range(1, epoch - newest + 1):
@@ -139,16 +153,16 @@ class Checkpoints:
                 f"{self.last}: its categories or preprocessing are not those of "
                 f"{self.folder / CONFIG_FILE} and its data: it cannot be continued"
             )
-        if state.images != self.images:
+        if state.data_digest != self.data_digest:
             raise DetrKitError(
-                f"{self.last}: was trained on {state.images} pictures, the training split now has "
-                f"{self.images}: it cannot be continued"
+                f"{self.last}: was trained on other pictures or objects than data.train now has: "
+                f"it cannot be continued; start a new run from it with model.init_from={self.last}"
             )
         weights = read_tensors(self.last / MODEL_FILE)
         self.model.load_state_dict(part_of_weights(weights, self.model))
         try:
             self.optimizer.load_state_dict(part_of_optimizer(state.optimizer, self.optimizer))
-        except ValueError as error:  # a rate that is the backbone's no more, for example
+        except ValueError as error:  # what is frozen now is in none
             raise DetrKitError(
                 f"{self.last}: its optimiser's groups are not those of "
                 f"{self.folder / CONFIG_FILE}: {error}"
@@ -158,7 +172,7 @@ class Checkpoints:
         if self.average is not None and state.average is not None:
             self.average.load_state_dict(state.average)
         rank, count = self.processes.rank, self.processes.count
-        matching.restore(state.matching[rank % len(state.matching)])
+        matching.restore(MatchingRecord.shared(state.matching, rank=rank, world_size=count))
         self._saved_step = state.progress.step
         return EpochRecord.shared(state.records, rank=rank, world_size=count)
 
@@ -177,11 +191,18 @@ def _intact(checkpoint: Path, step: int) -> Iterator[None]:
     # A full disk comes as any of these, depending on who writes.
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        free = shutil.disk_usage(checkpoint.parent).free >> 20
+        first_line = reason.partition("\n")[0] or type(error).__name__
+        folder = checkpoint.parent
+        free = shutil.disk_usage(folder).free >> 20
+        go_on = "make room and start again"
+        if (folder / "last").exists():
+            go_on = (
+                f"what was saved before is intact: make room, then go on with: detr-kit resume "
+                f"{folder}"
+            )
         raise DetrKitError(
-            f"{checkpoint}: step {step} cannot be saved ({reason.splitlines()[0]}; {free} MiB are "
-            f"free there); what was saved before is intact: make room, then detr-kit resume "
-            f"{checkpoint.parent}"
+            f"{checkpoint}: step {step} cannot be saved ({first_line}; {free} MiB are free there); "
+            f"{go_on}"
         ) from error
 
 

@@ -19,13 +19,14 @@ _CHANGEABLE = (
     "compile",
     "data.num_workers",
     "data.on_bad_image",
+    "data.train",
+    "data.val",
     "epochs",
     "evaluation",
     "guard",
     "optimizer.clip",
     "optimizer.lr",
     "optimizer.lr_backbone",
-    "output",
     "precision",
     "schedule",
     "sharding",
@@ -54,16 +55,24 @@ def require_continuable(changed: Iterable[str]) -> None:
 
 def describe(changes: Mapping[str, Change], session: Session, state: TrainingState) -> list[str]:
     """Say what changes, of the config and of the number of processes, do to a resumed run."""
+    progress, steps = state.progress, session.steps_per_epoch
     notes = [
+        f"goes on in epoch {progress.epoch + 1}, after {progress.step_in_epoch} of {steps} steps"
+    ]
+    notes += [
         session.schedule.describe_change(state.progress.step, old)
         if key == "epochs"
         else f"changed: {key} from {old} to {new}"
         for key, (old, new) in changes.items()
     ]
+    if state.progress.metric != session.config.evaluation.metric:
+        notes.append(
+            f"`best` is chosen by {session.config.evaluation.metric} from the next evaluation on"
+        )
     processes = session.processes.count
     if processes != len(state.records):
         notes.append(
-            f"{processes} processes instead of {len(state.records)}: every step holds the same "
+            f"processes: {processes} instead of {len(state.records)}; every step holds the same "
             f"{session.step_images} pictures as it would have, in the same order, shared by "
             f"{processes}; sums are rounded otherwise and dropout draws other numbers, so that "
             f"the run is as good, but not bit for bit the same"

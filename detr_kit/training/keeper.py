@@ -27,6 +27,7 @@ from detr_kit.training.signals import StopSignals
 from detr_kit.training.state import EpochRecord, Progress
 from detr_kit.training.step import Batch, StepFigures
 from detr_kit.training.tracking import Trackers
+from detr_kit.training.trainer import Doing
 from detr_kit.training.watchdog import Watchdog
 
 
@@ -57,6 +58,8 @@ class Keeper:
         if not self.session.processes.is_main:
             return
         folder = self.config.output
+        for left in folder.glob("nonfinite_batch*.pt"):  # of an earlier start
+            left.unlink()
         with atomic_write(folder / CONFIG_FILE) as path:
             path.write_text(dump_config(self.config), encoding="utf-8")
         trackers = Trackers.start(self.config, continued=progress.step > 0)
@@ -67,6 +70,8 @@ class Keeper:
                 after_step=progress.step,
                 trackers=trackers,
             )
+        if progress.epoch and not progress.step_in_epoch:  # it may have ended just before
+            self.session.checkpoints.keep(progress.epoch, progress.step)
 
     def evaluate(self, progress: Progress) -> CocoMetrics | None:
         epoch = progress.epoch + 1
@@ -111,7 +116,15 @@ class Keeper:
         return self.session.checkpoints.due(step)
 
     def save(self, progress: Progress, record: EpochRecord) -> None:
-        self.session.checkpoints.save(progress, record, self.session.matching)
+        if self._recorder is not None:
+            with self._writing():
+                self._recorder.flush()
+        self.session.checkpoints.save(
+            progress,
+            record,
+            self.session.matching,
+            gated_in_a_row=self.session.step.gated_in_a_row,
+        )
 
     def matching_figures(self) -> dict[str, float | int | None]:
         return self.session.matching.finish_epoch(self.session.processes.gather)
@@ -148,8 +161,10 @@ class Keeper:
                 gather=session.processes.gather,
             )
 
-    def explain_error(self, error: Exception, batches: list[Batch]) -> Exception | None:
-        return out_of_memory(error, batches, self.config)
+    def explain_error(
+        self, error: Exception, batches: list[Batch], doing: Doing
+    ) -> Exception | None:
+        return out_of_memory(error, batches, self.config, doing=doing)
 
     def _file_name(self, image_id: int) -> str:
         train_set = self.session.train_set
@@ -165,9 +180,12 @@ class Keeper:
             folder = self.config.output
             raise DetrKitError(
                 f"{folder}: its records cannot be written ({error.strerror or error}); what was "
-                f"saved is intact: make room, then detr-kit resume {folder}"
+                f"saved is intact: make room, then go on with: detr-kit resume {folder}"
             ) from error
 
     def close(self) -> None:
         if self._recorder is not None:
-            self._recorder.close()
+            try:
+                self._recorder.close()
+            except OSError as error:  # of TensorBoard's events, after all else is said
+                self.display.message(f"warning: {self.config.output}: {error.strerror or error}")

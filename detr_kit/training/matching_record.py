@@ -6,7 +6,7 @@ queries are never given an object, there are more of them than the data needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,27 @@ class MatchingRecord:
             "current": torch.from_numpy(self._current.copy()),
             "matched": torch.from_numpy(self._matched.copy()),
         }
+
+    @staticmethod
+    def shared(
+        states: Sequence[dict[str, Tensor]], *, rank: int, world_size: int
+    ) -> dict[str, Tensor]:
+        """Return the state of a process of `world_size` from those that others have kept.
+
+        As many as there were: each goes on with its own. Else the first takes what all have seen.
+        """
+        if len(states) == world_size:
+            return states[rank]
+        merged = {name: part.clone() for name, part in states[0].items()}
+        if rank:
+            merged["current"].fill_(-1)
+            merged["matched"].fill_(False)
+            return merged
+        for state in states[1:]:
+            seen = state["current"] >= 0
+            merged["current"][seen] = state["current"][seen]
+            merged["matched"] |= state["matched"]
+        return merged
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a `state`; one of other objects or queries is left alone."""

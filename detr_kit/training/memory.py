@@ -45,26 +45,35 @@ _SIDE_STEP = 32
 
 
 def out_of_memory(
-    error: BaseException, batches: Sequence[Batch], config: RunConfig
+    error: BaseException,
+    batches: Sequence[Batch],
+    config: RunConfig,
+    *,
+    doing: Literal["training", "evaluating"] = "training",
 ) -> DetrKitError | None:
     """Return what to tell a user about an error for want of memory; None for any other error.
 
-    `batches` are those of the step at hand; none outside of a step. The largest is described.
+    `batches` are those of the step at hand; none outside of a step. The largest is described. What
+    is advised depends on whether the run has saved a state that it can go on from.
     """
     place = memory_that_ran_out(error)
     if place is None:
         return None
     batch = max(batches, key=lambda batch: batch[0].pixels.numel(), default=None)
-    helps = _for_workers(config) if place == "workers" else []
-    helps += _smaller_steps(config, 0 if batch is None else len(batch[0]), place)
     owner = {
         "device": "on the device",
         "host": "on the host",
         "workers": "in the loader's workers",
     }[place]
+    where = "" if batch is None else _described(batch)
+    if doing == "evaluating":
+        where = f" in the evaluation{where}"
+        goes_on, anew = _smaller_evaluation(config, place), []
+    else:
+        goes_on, anew = _smaller_steps(config, batches, place), _smaller_models(config, place)
+    helps = _advice(config, goes_on, anew)
     return DetrKitError(
-        f"out of memory {owner}{'' if batch is None else _described(batch)}: {_amounts(error)}; "
-        f"try {', or '.join(helps)}"
+        f"out of memory {owner}{where}: {_amounts(error)}{f'; try {helps}' if helps else ''}"
     )
 
 
@@ -134,10 +143,12 @@ def _file_cache(group: Path) -> int:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # an error may be its own cause
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__
 
 
 def _described(batch: Batch) -> str:
@@ -166,33 +177,67 @@ def _amounts(error: BaseException) -> str:
     return one_line(error)[:200] or type(error).__name__
 
 
-def _for_workers(config: RunConfig) -> list[str]:
-    if config.data.num_workers < 2:
-        return []
-    return [f"data.num_workers={config.data.num_workers // 2}, or more memory in /dev/shm"]
+def _advice(config: RunConfig, goes_on: list[str], anew: list[str]) -> str:
+    """Join settings that a run may go on with, and those that only a new run may have."""
+    if not _is_saved(config):
+        return ", or ".join(goes_on + anew)
+    ways = []
+    if goes_on:
+        ways.append(f"detr-kit resume {config.output} {', or '.join(goes_on)}")
+    if anew:
+        ways.append(f"a new run with {', or '.join(anew)}")
+    return "; or ".join(ways)
 
 
-def _smaller_steps(config: RunConfig, pictures: int, place: Place) -> list[str]:
-    """Return settings that need less memory, those that change least first."""
-    helps = []
+def _is_saved(config: RunConfig) -> bool:
+    return (config.output / "last").exists()
+
+
+def _smaller_steps(config: RunConfig, batches: Sequence[Batch], place: Place) -> list[str]:
+    """Return settings that need less memory and leave it the same run, the best first."""
+    pictures = max((len(images) for images, _ in batches), default=0)
     if config.batch_size != "auto":
         pictures = config.batch_size  # the last batch of an epoch may hold fewer
+    # A run that was resumed with smaller batches has more of them in a step than its config says.
+    accumulated = max(config.accumulate, len(batches))
+    helps = []
     parts = next((n for n in range(2, pictures + 1) if pictures % n == 0), None)
     if parts is not None:
-        same = "the same step" if config.loss.normalizer == "step" else "nearly the same step"
+        same = "the same steps" if config.loss.normalizer == "step" else "nearly the same steps"
+        smaller = f"batch_size={pictures // parts}"
+        new = f"{smaller} accumulate={accumulated * parts}"
         helps.append(
-            f"batch_size={pictures // parts} accumulate={config.accumulate * parts} ({same})"
+            f"{smaller} ({same}; in a new run {new})" if _is_saved(config) else f"{new} ({same})"
         )
     if place == "device" and config.precision in ("fp32", "tf32"):
         helps.append("precision=bf16")
+    return _with_fewer_workers(helps, config, place)
+
+
+def _smaller_models(config: RunConfig, place: Place) -> list[str]:
+    """Return settings that need less memory and cannot change when a run goes on."""
+    helps = []
     if not config.model.activation_checkpointing:
-        helps.append("model.activation_checkpointing=true (the same step, slower)")
+        helps.append("model.activation_checkpointing=true (the same steps, slower)")
     helps += _smaller_pictures(config.image_size)
     if place == "device" and config.average.decay > 0:
         helps.append("average.decay=0 (a copy of the weights less)")
-    if config.data.num_workers > 1 and place == "host":
-        helps.append(f"data.num_workers={config.data.num_workers // 2}")
     return helps
+
+
+def _smaller_evaluation(config: RunConfig, place: Place) -> list[str]:
+    now = config.evaluation.batch_size or config.batch_size
+    helps = [] if now == 1 else [f"evaluation.batch_size=1 (now {now})"]
+    return _with_fewer_workers(helps, config, place)
+
+
+def _with_fewer_workers(helps: list[str], config: RunConfig, place: Place) -> list[str]:
+    if place == "device" or config.data.num_workers < 2:
+        return helps
+    fewer = f"data.num_workers={config.data.num_workers // 2}"
+    if place == "host":
+        return [*helps, fewer]
+    return [f"{fewer}, or more memory in /dev/shm", *helps]
 
 
 def _smaller_pictures(sizes: ImageSizeConfig) -> list[str]:

@@ -21,7 +21,7 @@ _UNDECAYED_TOKENS = ("pos_embed", "cls_token", "det_token")
 def parameter_groups(
     model: nn.Module, config: OptimizerConfig, *, rate_factor: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters into groups of one rate and one weight decay each.
+    """Split the trainable parameters into groups, each of one rate and one weight decay.
 
     `model.backbone` holds the parameters of the backbone group, which may have a rate of its own
     (Carion et al. 2020, section 4). `decay: detr` decays every parameter; `decay: yolos` spares
@@ -29,38 +29,32 @@ def parameter_groups(
     `layer_decay` below 1 gives each layer of the backbone a group of its own, see
     `backbone_layers`. All rates are multiplied by `rate_factor`.
 
-    Each group has a `name` that no other has: "backbone" and "rest", "model" where the two have
-    one rate, "backbone layer 3", and " without decay" behind it for those that are spared.
+    Each group has a `name` that no other has: "backbone" and "rest", or "backbone layer 3", and
+    " without decay" behind it for those that are spared. Groups and their order do not depend on
+    the rates, so that an optimiser's state loads whatever they have become; only a rate of 0, which
+    freezes the backbone (`freeze_backbone_if_asked`), leaves its groups out.
     """
     backbone_lr = config.lr if config.lr_backbone is None else config.lr_backbone
     layers = backbone_layers(model) if config.layer_decay < 1 else {}
     last = max(layers.values(), default=0)
-    groups: dict[tuple[float, float, int | None], list[nn.Parameter]] = {}
-    parts: dict[tuple[float, float, int | None], set[str]] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         in_backbone = name.startswith("backbone.")
-        decay = config.weight_decay
-        if config.decay == "yolos" and in_backbone and _is_undecayed(name, parameter):
-            decay = 0.0
+        spared = config.decay == "yolos" and in_backbone and _is_undecayed(name, parameter)
         lr = rate_factor * (backbone_lr if in_backbone else config.lr)
+        group_name = "backbone" if in_backbone else "rest"
         layer = layers.get(name)
         if layer is not None:
             lr *= config.layer_decay ** (last - layer)
-        key = (lr, decay, layer)
-        groups.setdefault(key, []).append(parameter)
-        parts.setdefault(key, set()).add("backbone" if in_backbone else "rest")
-    return [
-        {
-            "params": parameters,
-            "lr": lr,
-            "weight_decay": decay,
-            "name": _group_name(parts[lr, decay, layer], layer)
-            + (" without decay" if decay < config.weight_decay else ""),
-        }
-        for (lr, decay, layer), parameters in groups.items()
-    ]
+            group_name += f" layer {layer}"
+        if spared:
+            group_name += " without decay"
+        decay = 0.0 if spared else config.weight_decay
+        group = {"params": [], "lr": lr, "weight_decay": decay, "name": group_name}
+        groups.setdefault(group_name, group)["params"].append(parameter)
+    return list(groups.values())
 
 
 def backbone_layers(model: nn.Module) -> dict[str, int]:
@@ -127,12 +121,6 @@ def build_optimizer(
 
 def _is_undecayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 1 or name.rsplit(".", 1)[-1] in _UNDECAYED_TOKENS
-
-
-def _group_name(parts: set[str], layer: int | None) -> str:
-    if layer is not None:
-        return f"backbone layer {layer}"
-    return "model" if len(parts) > 1 else next(iter(parts))
 
 
 def _vit_layers(vit: ViT) -> dict[str, int]:

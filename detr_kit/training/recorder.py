@@ -94,9 +94,13 @@ class Recorder:
         self.events.flush()
         self.trackers.pictures(step, drawings)
 
+    def flush(self) -> None:
+        """Bring the events so far to the disk."""
+        self.events.flush()
+
     def close(self) -> None:
-        self.events.close()
         self.trackers.close()
+        self.events.close()
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,8 +24,11 @@ from detr_kit.training.keeper import Keeper
 from detr_kit.training.report import write_run_report
 from detr_kit.training.run_files import (
     CONFIG_FILE,
+    EPOCHS_FOLDER,
     METRICS_FILE,
     PROCESSES_FOLDER,
+    REPORT_FILE,
+    RESULTS_FILE,
     read_metrics,
 )
 from detr_kit.training.session import Session
@@ -76,13 +80,24 @@ def train(
         config = load_config(config, overrides)
     elif overrides:
         raise DetrKitError("overrides need a config file; change the RunConfig itself instead")
-    recover_folder(config.output / "last")
-    if (config.output / "last").exists():
-        raise DetrKitError(
-            f"{config.output}: already holds a run; continue it with `detr-kit resume "
-            f"{config.output}` or choose another folder with output=..."
-        )
+    _require_free(config.output)
     return _execute(config, None, changes={}, stop_after_epoch=stop_after_epoch)
+
+
+def _require_free(folder: Path) -> None:
+    """Refuse a folder whose checkpoints a new run would replace."""
+    recover_folder(folder / "last")
+    if (folder / "last").exists():
+        raise DetrKitError(
+            f"{folder}: already holds a run; continue it with `detr-kit resume {folder}` or choose "
+            f"another folder with output=..."
+        )
+    for left in (folder / "best", folder / EPOCHS_FOLDER):
+        if left.exists():
+            raise DetrKitError(
+                f"{left}: is of another run, which cannot be continued as it has no last/; move it "
+                f"away, or choose another folder with output=..."
+            )
 
 
 def resume(
@@ -114,9 +129,24 @@ def _execute(
     changes: Mapping[str, Change],
     stop_after_epoch: int | None,
 ) -> Run:
+    # From here on: what is set up now need not be set up again.
+    with StopSignals() as signals:
+        return _set_up_and_train(
+            config, state, signals, changes=changes, stop_after_epoch=stop_after_epoch
+        )
+
+
+def _set_up_and_train(
+    config: RunConfig,
+    state: TrainingState | None,
+    signals: StopSignals,
+    *,
+    changes: Mapping[str, Change],
+    stop_after_epoch: int | None,
+) -> Run:
     session = Session(config, resumed=state)
     config = session.config
-    progress, record = Progress(), EpochRecord()
+    progress, record = Progress(metric=config.evaluation.metric), EpochRecord()
     if state is not None:
         progress, record = state.progress, session.restore(state)
     is_main = session.processes.is_main
@@ -127,13 +157,18 @@ def _execute(
     ) as display:
         if progress.is_over(config.epochs, config.evaluation.patience):
             display.message(_finished(config, progress))
-            return Run(config.output, config)
+            run = Run(config.output, config)
+            if is_main and progress.best_epoch and not (run.folder / REPORT_FILE).exists():
+                _report(run, display)
+            return run
         display.setup(session.setup_rows)
         notes = session.notes + ([] if state is None else describe(changes, session, state))
         for note in notes:
             display.message(note)
+        if progress.metric != config.evaluation.metric:
+            progress.choose_by(config.evaluation.metric)
         until = config.epochs if stop_after_epoch is None else min(config.epochs, stop_after_epoch)
-        stopped_by = _train(session, progress, record, display, until_epoch=until)
+        stopped_by = _train(session, progress, record, display, signals, until_epoch=until)
         run = Run(config.output, config, stopped_by)
         _say_goodbye(run, progress, display, is_main=is_main)
     return run
@@ -144,6 +179,7 @@ def _train(
     progress: Progress,
     record: EpochRecord,
     display: TrainingDisplay,
+    signals: StopSignals,
     *,
     until_epoch: int,
 ) -> str | None:
@@ -159,9 +195,7 @@ def _train(
     with ExitStack() as stack:
         if processes.is_main:
             stack.enter_context(claimed(config.output))
-            for name in ("last", "best"):
-                sweep(config.output / name)
-        signals = stack.enter_context(StopSignals())
+            _sweep(config.output)
         stack.enter_context(watchdog)
         keeper = Keeper(session, display=display, signals=signals, watchdog=watchdog)
         trainer = Trainer(
@@ -174,15 +208,22 @@ def _train(
             signals=signals,
             watchdog=watchdog,
         )
+        stack.callback(session.close)
+        stack.callback(keeper.close)
         try:
             keeper.open_folder(progress)
             trainer.fit(progress, record, until_epoch=until_epoch, evaluation=config.evaluation)
         except Stopped:
             return signals.received or "another process"
-        finally:
-            keeper.close()
-            session.close()
     return None
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what a run that was cut off has left half-written."""
+    for name in ("last", "best", CONFIG_FILE, METRICS_FILE, RESULTS_FILE, REPORT_FILE):
+        sweep(folder / name)
+    for epoch in (folder / EPOCHS_FOLDER).glob(".*"):
+        shutil.rmtree(epoch, ignore_errors=True)
 
 
 def _finished(config: RunConfig, progress: Progress) -> str:
@@ -193,8 +234,8 @@ def _finished(config: RunConfig, progress: Progress) -> str:
             f"train on with a longer evaluation.patience=..."
         )
     return (
-        f"{config.output}: finished, all {config.epochs} epochs are trained; "
-        f"train on with: detr-kit resume {config.output} epochs={2 * config.epochs}"
+        f"{config.output}: finished, {progress.epoch} epochs are trained; "
+        f"train on with: detr-kit resume {config.output} epochs={2 * progress.epoch}"
     )
 
 

@@ -26,7 +26,7 @@ from detr_kit.training.optimizer import build_optimizer, freeze_backbone_if_aske
 from detr_kit.training.processes import Processes
 from detr_kit.training.schedule import Schedule
 from detr_kit.training.sharding import require_shardable, shard
-from detr_kit.training.splits import check_data, load_split, required_splits
+from detr_kit.training.splits import check_data, digest_of, load_split, required_splits
 from detr_kit.training.startup import InitialModel, initial_model, resumed_model
 from detr_kit.training.state import EpochRecord, TrainingState
 from detr_kit.training.step import TrainingStep
@@ -72,6 +72,9 @@ class Session:
         self.step_images = images_a_step(config, self.processes.count)
         if resumed is not None:
             self.step_images = resumed.step_images
+            share = -(-self.step_images // self.processes.count)
+            split = {"accumulate": -(-share // config.pictures_a_batch)}
+            self.config = config = config.model_copy(update=split)
         self.loader, val_loader = self._loaders()
         sampler: Any = self.loader.batch_sampler
         self.steps_per_epoch: int = sampler.num_steps
@@ -106,7 +109,10 @@ class Session:
             processes=self.processes.count,
         )
         choice = min(self.processes.gather(choice), key=lambda choice: choice.batch_size)
-        self.notes.append(f"batch_size: {choice.batch_size}, {choice.reason}")
+        unscaled = ""
+        if config.optimizer.scale_lr == "none":
+            unscaled = "; rates are not scaled to it, see optimizer.recipe_batch"
+        self.notes.append(f"batch_size: {choice.batch_size}, {choice.reason}{unscaled}")
         return config.model_copy(update={"batch_size": choice.batch_size})
 
     def _loaders(self) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
@@ -165,6 +171,10 @@ class Session:
             average=average,
             matching=self.matching,
         )
+        self._wire_keeping(val_loader, average)
+
+    def _wire_keeping(self, val_loader: DataLoader[Batch], average: WeightAverage | None) -> None:
+        """Build what scores and saves."""
         self.validation = Validation(
             self.bare_model,
             val_loader,
@@ -175,20 +185,21 @@ class Session:
             average=average,
         )
         self.checkpoints = Checkpoints(
-            config.output,
-            config.checkpoint,
+            self.config.output,
+            self.config.checkpoint,
             model=self.bare_model,
             optimizer=self.optimizer,
             scaler=self.accelerator.scaler,
             average=average,
             spec=self.spec,
             processes=self.processes,
-            images=len(self.train_set),
+            data_digest=digest_of(self.train_set),
             step_images=self.step_images,
         )
 
     def restore(self, state: TrainingState) -> EpochRecord:
         """Load everything that a run had come to; return the record of its epoch so far."""
+        self.step.gated_in_a_row = state.gated_in_a_row
         return self.checkpoints.restore(state, self.matching)
 
     def close(self) -> None:

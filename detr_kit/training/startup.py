@@ -62,7 +62,10 @@ def resumed_model(checkpoint: Path, categories: CategoryTable) -> InitialModel:
     spec = read_spec(checkpoint)
     model = build_model(spec.architecture, num_classes=len(categories))
     return InitialModel(
-        model, spec.architecture, [f"those of {checkpoint}: {spec.origin}"], spec.origin
+        model,
+        spec.architecture,
+        [f"those of {checkpoint}, which began with: {spec.origin}"],
+        spec.origin,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from detr_kit.errors import DetrKitError
 from detr_kit.files import atomic_write
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 _STATE_FILE = Path("training_state") / "state.pt"
 
 
@@ -25,13 +25,14 @@ class Progress:
     """How far a run has come, the same in all processes.
 
     `epoch` counts those that are finished, with their evaluation; `step_in_epoch` the optimiser
-    steps since. `best_value` is the highest of the chosen metric, `gain_value` the last one that
-    `patience` took for a gain, `without_gain` the evaluations since.
+    steps since. `best_value` is the highest of `metric`, `gain_value` the last one that `patience`
+    took for a gain, `without_gain` the evaluations since.
     """
 
     epoch: int = 0
     step: int = 0
     step_in_epoch: int = 0
+    metric: str = "ap"
     best_value: float | None = None
     best_epoch: int | None = None
     gain_value: float | None = None
@@ -40,6 +41,12 @@ class Progress:
     def is_over(self, epochs: int, patience: int | None) -> bool:
         """Whether all epochs are trained, or patience is at its end."""
         return self.epoch >= epochs or (patience is not None and self.without_gain >= patience)
+
+    def choose_by(self, metric: str) -> None:
+        """Judge by another metric from now on: values of the old one compare with none of it."""
+        self.metric = metric
+        self.best_value = self.best_epoch = self.gain_value = None
+        self.without_gain = 0
 
     def judge(self, value: float, *, min_gain: float) -> bool:
         """Take in the metric after the last finished epoch; return whether it is the best."""
@@ -105,17 +112,18 @@ class EpochRecord:
 class TrainingState:
     """The content of `training_state/`.
 
-    `images` is the size of the training split and `step_images` what a step holds of it: with
-    other numbers the data would come in another order. `records` and `matching` are lists by
-    process.
+    `data_digest` tells the training split from others, see `digest_of`; `step_images` is what a
+    step holds of it: else the data would come in another order. `gated_in_a_row` counts the last
+    steps that changed nothing. `records` and `matching` are lists by process.
     """
 
     progress: Progress
-    images: int
+    data_digest: int
     step_images: int
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
     average: dict[str, Any] | None
+    gated_in_a_row: int
     records: list[EpochRecord]
     matching: list[dict[str, Any]]
 
@@ -135,7 +143,10 @@ def load_training_state(checkpoint: Path) -> TrainingState:
     """Read it back; raises DetrKitError where the folder holds none of this format."""
     path = checkpoint / _STATE_FILE
     if not path.is_file():
-        raise DetrKitError(f"{checkpoint}: holds no training state to resume from")
+        raise DetrKitError(
+            f"{checkpoint}: holds no training state to resume from; a run that has saved nothing "
+            f"yet is to be started again"
+        )
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
         version = values.pop("format", 1)

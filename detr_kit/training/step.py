@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr_kit.losses import LossValues, Normalizer, SetCriterion, StepCounts
@@ -106,11 +107,12 @@ class TrainingStep:
         self._pending: _Pending | None = None
 
     def __call__(
-        self, batches: Sequence[Batch], step: int, counts: StepCounts
+        self, batches: Sequence[Batch], step: int, counts: StepCounts, *, forwards: int = 1
     ) -> StepFigures | None:
         """Take step `step`; return the figures of the one before, if they were not read yet.
 
-        `counts` are those of the step over all processes.
+        `counts` are those of the step over all processes, `forwards` the most batches that one of
+        them has: a sharded model runs as often in all of them.
         """
         self.seed_streams(step)
         kept = [(buffer, buffer.clone()) for buffer in self._running_statistics()]
@@ -137,8 +139,21 @@ class TrainingStep:
             if self.matching is not None:
                 self.matching.add(losses.assignment.pairs, targets)
             self._add(logged, losses, len(batches))
+        if isinstance(self.model, FSDPModule):
+            for _ in range(forwards - len(batches)):  # to keep pace; it counts for nothing
+                losses = self.forward(self.model, *batches[-1])
+                self.accelerator.backward(losses.total * 0.0)
         self._update(logged, kept, step, batches)
         return figures
+
+    @property
+    def gated_in_a_row(self) -> int:
+        """How many of the last steps changed nothing; reading it waits for the device."""
+        return int(self._gated_in_a_row.item())
+
+    @gated_in_a_row.setter
+    def gated_in_a_row(self, count: int) -> None:
+        self._gated_in_a_row.fill_(count)
 
     def flush(self) -> StepFigures | None:
         """Return the figures of the last step, if they were not read yet; waits for the device."""

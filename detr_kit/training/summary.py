@@ -60,6 +60,7 @@ def setup_rows(
         "warning: AP": _unmeasured(val_set),
         "warning: queries": _overflow(train_set, val_set, start.architecture["num_queries"]),
         "warning: scratch": _scratch(start, train_set),
+        "warning: warm-up": _warm_up(config, len(train_set), step_images),
     }
     return {heading: text for heading, text in rows.items() if text}
 
@@ -93,11 +94,11 @@ def _split(annotations: CocoAnnotations) -> str:
 
 
 def _batch(config: RunConfig, step_images: int, world_size: int) -> str:
-    batch = config.pictures_a_batch
-    accumulated = -(-step_images // (batch * world_size))
+    share = -(-step_images // world_size)
+    batch = min(config.pictures_a_batch, share)
     return (
-        f"{step_images} images a step ({batch} a batch x {accumulated} accumulated x "
-        f"{world_size} processes)"
+        f"{step_images} images a step: {_count(world_size, 'process', 'es')} with "
+        f"{_count(-(-share // batch), 'batch', 'es')} of up to {batch}"
     )
 
 
@@ -210,8 +211,25 @@ def _overflow(train_set: CocoAnnotations, val_set: CocoAnnotations, queries: int
     )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _warm_up(config: RunConfig, images: int, step_images: int) -> str:
+    """Warn of rates and averages that a short run never gets to."""
+    steps = config.epochs * -(-images // step_images)
+    if config.schedule.warmup_steps >= steps:
+        return (
+            f"schedule.warmup_steps={config.schedule.warmup_steps}, but the run has {steps} steps: "
+            f"it never gets to its learning rate"
+        )
+    if config.average.decay and steps < 1 / (1 - config.average.decay):
+        return (
+            f"average.decay={config.average.decay:g} averages over some "
+            f"{1 / (1 - config.average.decay):.0f} steps, but the run has {steps}: what is "
+            f"evaluated stays close to the initial weights"
+        )
+    return ""
+
+
+def _count(number: int, noun: str, ending: str = "s") -> str:
+    return f"{number} {noun}" + ("" if number == 1 else ending)
 
 
 def _scratch(start: InitialModel, train_set: CocoAnnotations) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch.utils.data import DataLoader
 
@@ -22,6 +22,8 @@ from detr_kit.training.signals import Stopped, StopSignals
 from detr_kit.training.state import EpochRecord, Progress
 from detr_kit.training.step import Batch, StepFigures, TrainingStep
 from detr_kit.training.watchdog import Watchdog
+
+Doing = Literal["training", "evaluating"]
 
 
 class Owner(Protocol):
@@ -48,8 +50,10 @@ class Owner(Protocol):
     def explain_failure(self, figures: StepFigures) -> Exception:
         """Return what ends a run after a step whose loss or gradient was not finite."""
 
-    def explain_error(self, error: Exception, batches: list[Batch]) -> Exception | None:
-        """Return what to say of an error in a step; None: nothing better than the error itself."""
+    def explain_error(
+        self, error: Exception, batches: list[Batch], doing: Doing
+    ) -> Exception | None:
+        """Return what to say of an error; None: nothing better than the error itself."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ class Trainer:
             except Stopped:
                 self.owner.save(progress, record)
                 raise
+            except Exception as error:
+                self._explain(error, [], doing="evaluating")
+                raise
             progress.epoch += 1
             progress.step_in_epoch = 0
             row = self._row(progress, record)
@@ -144,9 +151,15 @@ class Trainer:
             self._count(batches, record)
             self.schedule.apply(progress.step)
             try:
-                figures = self.step(batches, progress.step, agreed.counts)
+                figures = self.step(
+                    batches,
+                    progress.step,
+                    agreed.counts,
+                    forwards=sampler.most_batches(progress.step_in_epoch),
+                )
             except Exception as error:
-                raise self.owner.explain_error(error, batches) or error from error
+                self._explain(error, batches)
+                raise
             self._take(figures, progress, record)
             progress.step += 1
             progress.step_in_epoch += 1
@@ -166,9 +179,16 @@ class Trainer:
         try:
             batches = next(groups)
         except Exception as error:
-            raise self.owner.explain_error(error, []) or error from error
+            self._explain(error, [])
+            raise
         record.seconds_waiting += time.monotonic() - waited_from
         return batches
+
+    def _explain(self, error: Exception, batches: list[Batch], doing: Doing = "training") -> None:
+        """Raise what tells more than an error does, if there is anything to tell."""
+        explained = self.owner.explain_error(error, batches, doing)
+        if explained is not None:
+            raise explained from error
 
     def _agree(self, batches: list[Batch], step: int) -> _Agreement:
         """Sum up the step's counts over the processes; one wish is everybody's."""

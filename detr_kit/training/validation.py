@@ -59,12 +59,12 @@ class Validation:
 
         Raises Stopped in every process where one was asked to stop meanwhile.
         """
-        if self.processes.count > 1:
-            share_buffers(self.model)
         skipped: list[str] = []
         images = noting_skipped(_until_stopped(self.loader, signals, alive), skipped)
         # Processes have different numbers of batches: forwards must not wait for each other.
         with self.weights(), gathered(self.model):
+            if self.processes.count > 1:
+                share_buffers(self.model)
             found = predict_batches(
                 self.model,
                 images,
@@ -114,8 +114,8 @@ def _until_stopped(
 def share_buffers(model: nn.Module) -> None:
     """Give every process the buffers of the first.
 
-    Batch norms that train gather statistics of their own in every process. The first one's are
-    saved, so all must predict with them.
+    Batch norms that train gather statistics of their own in every process, and so do averages of
+    them. The first one's are saved, so all must predict with them.
     """
     for buffer in model.buffers():
         torch.distributed.broadcast(buffer, src=0)

@@ -61,10 +61,11 @@ def test_info_of_config_and_checkpoint(workplace: Path, run) -> None:  # type: i
         code, out, _ = run("info", source, "--size", "32", "32")
         assert code == 0
         assert "parameters" in out
-    # By hand for the YOLOS of run.yaml: 16 values at 32 x 32, 4 patches, 4 + 1 other tokens.
+    # By hand for the YOLOS of run.yaml: 16 values at 32 x 32, 4 patches, 4 + 1 other tokens. Its
+    # only block is the last one: all tokens give keys and values, the 4 of detections the rest.
     tokens, dim = 4 + 5, 16
     patches = 4 * 3 * 16 * 16 * dim
-    block = tokens * (4 * dim * dim + 2 * dim * dim) + 2 * tokens * tokens * dim
+    block = tokens * 2 * dim * dim + 4 * (2 * dim * dim + 2 * dim * dim) + 2 * 4 * tokens * dim
     heads = 4 * (4 * dim * dim + dim * 5 + dim * 4)
     model = build_model(resolve(load_config("run.yaml").model), 4)
     assert count_gflops(model, (32, 32)) * 1e9 == patches + block + heads

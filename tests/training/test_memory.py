@@ -15,6 +15,7 @@ from detr_kit.config import RunConfig, load_config, parse_config, parse_override
 from detr_kit.data.loading import Batch
 from detr_kit.errors import DetrKitError
 from detr_kit.structures import CollatedImages, TargetBatch
+from detr_kit.training.continuation import require_continuable
 from detr_kit.training.memory import available_host_bytes, memory_that_ran_out, out_of_memory
 
 CUDA_MESSAGE = (
@@ -27,7 +28,9 @@ CUDA_MESSAGE = (
 
 def config_with(**changes: Any) -> RunConfig:
     return parse_config(
-        {"epochs": 1, "batch_size": 8, "model": {"name": "detr_r50"}} | changes, source="test"
+        {"epochs": 1, "batch_size": 8, "model": {"name": "detr_r50"}, "output": "no_such_run"}
+        | changes,
+        source="test",
     )
 
 
@@ -90,6 +93,13 @@ class TestRecognition:
             np.empty(2**60, dtype=np.uint8)
         assert "out of memory on the host: Unable to allocate 1.00 EiB" in said(caught.value)
 
+    def test_an_error_may_be_its_own_cause(self) -> None:
+        error, other = RuntimeError("mat1 and mat2"), MemoryError()
+        error.__cause__ = error
+        assert memory_that_ran_out(error) is None
+        error.__cause__, other.__cause__ = other, error
+        assert "out of memory on the host: mat1 and mat2;" in said(error)
+
     def test_the_cause_of_another_error_counts(self) -> None:
         error = ValueError("the step failed")
         error.__cause__ = torch.OutOfMemoryError(CUDA_MESSAGE)
@@ -103,12 +113,13 @@ class TestLine:
             make_batch(8, 640, 640),
             make_batch(8),
             average={"decay": 0.999},
+            accumulate=2,
         )
         assert text == (
             "out of memory on the device with a batch of 8 pictures, 800 x 1066 (H x W), "
             "8 objects, image ids 100, 101, 102, 103, 104 and 3 more: tried to allocate 2.50 GiB, "
-            "1.02 GiB of 23.64 GiB are free; try batch_size=4 accumulate=2 (the same step), or "
-            "precision=bf16, or model.activation_checkpointing=true (the same step, slower), or "
+            "1.02 GiB of 23.64 GiB are free; try batch_size=4 accumulate=4 (the same steps), or "
+            "precision=bf16, or model.activation_checkpointing=true (the same steps, slower), or "
             "image_size.train_short_sides=[576] image_size.train_long_side=992 "
             "(now up to 800 and 1333), or average.decay=0 (a copy of the weights less)"
         )
@@ -128,7 +139,7 @@ class TestLine:
         error = torch.OutOfMemoryError(CUDA_MESSAGE)
         batch = make_batch(6 if batch_size == "auto" else 1)  # the last of an epoch is smaller
         text = said(error, batch, batch_size=batch_size, accumulate=accumulate)
-        assert f"try {proposed}(the same step)" in text
+        assert f"try {proposed}(the same steps)" in text
 
     def test_what_is_done_already_is_not_proposed(self) -> None:
         text = said(
@@ -140,7 +151,7 @@ class TestLine:
             image_size={"rule": "square", "short_side": 512},
         )
         assert text.endswith("; try image_size.train_short_sides=[384] (now up to 512)")
-        assert "nearly the same step" in said(
+        assert "nearly the same steps" in said(
             torch.OutOfMemoryError(CUDA_MESSAGE), loss={"normalizer": "official"}
         )
 
@@ -167,6 +178,81 @@ class TestLine:
         text = said(killed, data={"num_workers": 8})
         assert "out of memory in the loader's workers: DataLoader worker (pid 3)" in text
         assert "; try data.num_workers=4, or more memory in /dev/shm, or batch_size=4" in text
+
+    def test_nothing_is_advised_where_nothing_helps(self) -> None:
+        text = said(
+            torch.OutOfMemoryError(CUDA_MESSAGE),
+            batch_size=1,
+            precision="bf16",
+            model={"name": "detr_r50", "activation_checkpointing": True},
+            image_size={"rule": "square", "short_side": 16},
+        )
+        assert text.endswith("are free")
+
+
+class TestARunThatGoesOn:
+    @pytest.fixture
+    def saved(self, tmp_path: Path) -> Path:
+        (tmp_path / "run/last").mkdir(parents=True)
+        return tmp_path / "run"
+
+    def test_it_is_resumed_or_a_new_one_is_needed(self, saved: Path) -> None:
+        error = torch.OutOfMemoryError(CUDA_MESSAGE)
+        text = said(error, make_batch(8), output=str(saved), average={"decay": 0.999})
+        assert text.split("; try ")[1] == (
+            f"detr-kit resume {saved} batch_size=4 (the same steps; in a new run batch_size=4 "
+            "accumulate=2), or precision=bf16; or a new run with "
+            "model.activation_checkpointing=true (the same steps, slower), or "
+            "image_size.train_short_sides=[576] image_size.train_long_side=992 "
+            "(now up to 800 and 1333), or average.decay=0 (a copy of the weights less)"
+        )
+
+    @pytest.mark.parametrize("doing", ["training", "evaluating"])
+    @pytest.mark.parametrize("message", [CUDA_MESSAGE, "std::bad_alloc", "is killed by signal:"])
+    def test_only_what_may_change_is_proposed_to_it(
+        self, saved: Path, doing: Any, message: str
+    ) -> None:
+        config = config_with(output=str(saved), data={"num_workers": 4})
+        if message.endswith("signal:"):
+            message += " Killed"
+        told = out_of_memory(RuntimeError(message), [make_batch(8)], config, doing=doing)
+        going_on = str(told).split(f"; try detr-kit resume {saved} ")[1]
+        going_on = going_on.split("; or a new run with ")[0].split("; in a new run ")[0]
+        keys = [word.split("=")[0] for word in going_on.split() if "=" in word]
+        assert len(keys) >= 1
+        require_continuable(keys)
+
+    def test_a_step_has_as_many_batches_as_it_really_has(self, saved: Path) -> None:
+        error = torch.OutOfMemoryError(CUDA_MESSAGE)
+        text = said(error, *[make_batch(2)] * 4, output=str(saved), batch_size=2, accumulate=1)
+        assert "resume" in text
+        assert "batch_size=1 (the same steps; in a new run batch_size=1 accumulate=8)" in text
+
+    def test_a_new_run_where_nothing_else_is_left(self, saved: Path) -> None:
+        error = torch.OutOfMemoryError(CUDA_MESSAGE)
+        text = said(error, output=str(saved), batch_size=1, precision="bf16")
+        assert "; try a new run with model.activation_checkpointing=true" in text
+
+
+class TestEvaluation:
+    def said(self, error: BaseException, **changes: Any) -> str:
+        return str(out_of_memory(error, [], config_with(**changes), doing="evaluating"))
+
+    def test_smaller_batches(self, tmp_path: Path) -> None:
+        error = torch.OutOfMemoryError(CUDA_MESSAGE)
+        said = "out of memory on the device in the evaluation: tried to allocate 2.50 GiB, "
+        said += "1.02 GiB of 23.64 GiB are free"
+        assert self.said(error) == f"{said}; try evaluation.batch_size=1 (now 8)"
+        (tmp_path / "last").mkdir()
+        text = self.said(error, evaluation={"batch_size": 3}, output=str(tmp_path))
+        assert text == f"{said}; try detr-kit resume {tmp_path} evaluation.batch_size=1 (now 3)"
+        assert self.said(error, batch_size=1) == said
+
+    def test_fewer_workers(self) -> None:
+        text = self.said(MemoryError(), batch_size=1, data={"num_workers": 4})
+        assert text == "out of memory on the host in the evaluation: MemoryError; " + (
+            "try data.num_workers=2"
+        )
 
 
 class TestAvailable:

@@ -107,20 +107,28 @@ def test_frozen_parameters_reach_no_group() -> None:
     assert set(settings_by_name(model, OptimizerConfig())) == {"head.weight", "head.bias"}
 
 
-# The order of the groups and what is in them is that of every optimiser state ever saved.
+# An optimiser's state fits these groups only, in this order.
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
         ("detr_r50", [("backbone", 1e-5, 1e-4, 42), ("rest", 1e-4, 1e-4, 193)]),
         ("detr_small_data", [("backbone", 5e-5, 1e-4, 14), ("rest", 3e-4, 1e-4, 63)]),
-        ("quickstart", [("model", 5e-4, 1e-4, 81)]),
+        ("quickstart", [("backbone", 5e-4, 1e-4, 18), ("rest", 5e-4, 1e-4, 63)]),
         (
             "yolos_ti",
-            [("backbone without decay", 5e-5, 0.0, 102), ("model", 5e-5, 1e-4, 61)],
+            [
+                ("backbone without decay", 5e-5, 0.0, 102),
+                ("backbone", 5e-5, 1e-4, 49),
+                ("rest", 5e-5, 1e-4, 12),
+            ],
         ),
         (
             "yolos_b",
-            [("backbone without decay", 2.5e-5, 0.0, 102), ("model", 2.5e-5, 1e-4, 62)],
+            [
+                ("backbone without decay", 2.5e-5, 0.0, 102),
+                ("backbone", 2.5e-5, 1e-4, 50),
+                ("rest", 2.5e-5, 1e-4, 12),
+            ],
         ),
     ],
 )
@@ -134,6 +142,40 @@ def test_groups_of_the_recipes(config: str, expected: list[tuple[str, float, flo
     for group in groups:
         places = [order[id(parameter)] for parameter in group["params"]]
         assert places == sorted(places)
+
+
+@pytest.mark.parametrize("decay", ["detr", "yolos"])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_groups_and_their_order_do_not_depend_on_the_rates(decay: str, layer_decay: float) -> None:
+    model = tiny_yolos(depth=2)
+
+    def groups(**rates: float) -> list[tuple[str, list[int]]]:
+        config = OptimizerConfig(decay=decay, layer_decay=layer_decay, **rates)
+        found = parameter_groups(model, config)
+        return [(group["name"], [id(p) for p in group["params"]]) for group in found]
+
+    apart = groups(lr=1e-4, lr_backbone=1e-5)
+    assert groups(lr=1e-4) == apart
+    assert groups(lr=1e-4, lr_backbone=0.5e-4) == apart
+    assert groups(lr=1e-4, lr_backbone=1e-5, weight_decay=0.0) == apart
+    assert len({name for name, _ in apart}) == len(apart)
+
+
+@pytest.mark.parametrize("lr_backbone", [1e-4, None])
+def test_a_state_of_two_rates_loads_into_one_rate_and_back(lr_backbone: float | None) -> None:
+    model = TinyDetector()
+    two = OptimizerConfig(lr=1e-4, lr_backbone=1e-5)
+    one = OptimizerConfig(lr=1e-4, lr_backbone=lr_backbone)
+    for before, after in ((two, one), (one, two)):
+        optimizer = build_optimizer(model, before, step_images=16)
+        for number, parameter in enumerate(model.parameters(), 1):
+            parameter.grad = torch.full_like(parameter, number)
+        optimizer.step()
+        fresh = build_optimizer(model, after, step_images=16)
+        fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for parameter in model.parameters():
+            moment = optimizer.state[parameter]["exp_avg"]
+            assert torch.equal(fresh.state[parameter]["exp_avg"], moment)
 
 
 def test_an_optimizer_state_without_names_still_loads() -> None:

@@ -50,6 +50,7 @@ def test_two_processes_with_an_empty_batch(
         "epochs": 60,
         "batch_size": batch_size,
         "evaluation": {"every": 60},
+        "average": {"decay": 0.9},  # of running statistics too, which differ between processes
         "optimizer": {"lr": 2e-3, "lr_backbone": 2e-3, "clip": 1.0},
         "data": {"train": split, "val": val, "augmentation": "none", "num_workers": 0},
     }
@@ -193,7 +194,7 @@ def test_one_process_goes_on_with_the_steps_of_two(
     script.write_text(STOPPED)
     torchrun(script, str(config))
     run = resume(tmp_path / "run")
-    assert "1 processes instead of 2: every step holds the same 4 pictures" in (
+    assert "processes: 1 instead of 2; every step holds the same 4 pictures" in (
         capsys.readouterr().out
     )
     assert [row["step"] for row in run.metrics] == [2, 4]

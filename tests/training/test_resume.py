@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +75,9 @@ def test_a_signal_during_an_evaluation_keeps_the_epoch_that_was_trained(
     monkeypatch.setattr(
         TrainingStep,
         "__call__",
-        lambda self, batches, at, counts: trained.append(at) or step(self, batches, at, counts),
+        lambda self, batches, at, *rest, **more: (
+            trained.append(at) or step(self, batches, at, *rest, **more)
+        ),
     )
     assert_same_run(whole, resume(part.folder))
     assert trained == [3, 4, 5, 6, 7, 8]
@@ -97,10 +101,10 @@ def test_saves_between_epochs_are_resumed_from(
     whole = train(eventful(tiny_config, sample, tmp_path / "whole"))
     step = TrainingStep.__call__
 
-    def die(self: TrainingStep, batches: Any, at: int, counts: Any) -> Any:
+    def die(self: TrainingStep, batches: Any, at: int, *rest: Any, **more: Any) -> Any:
         if at == 5:
             raise MemoryError
-        return step(self, batches, at, counts)
+        return step(self, batches, at, *rest, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "__call__", die)
@@ -154,7 +158,7 @@ def test_resumed_run_equals_the_undisturbed_one(
     ("changes", "message"),
     [
         ({"image_size": {"rule": "square", "short_side": 96}}, "preprocessing"),
-        ({"optimizer": {"lr": 1e-3, "lr_backbone": 1e-4}}, "groups are not those"),
+        ({"optimizer": {"lr": 1e-3, "lr_backbone": 0.0}}, "groups are not those"),
     ],
 )
 def test_a_changed_run_is_not_continued(
@@ -265,3 +269,101 @@ def test_the_best_checkpoint_holds_the_average(tiny_config, sample: Path, tmp_pa
     run = train(eventful(tiny_config, sample, tmp_path / "run"))
     best = load_file(run.best / "model.safetensors")
     assert any(not torch.equal(best[name], tensor) for name, tensor in weights(run).items())
+
+
+def test_another_metric_chooses_the_best_anew(
+    tiny_config, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_config(sample, tmp_path / "run", epochs=3), stop_after_epoch=2)
+    run = resume(tmp_path / "run", ["evaluation.metric=ar_1"])
+    said = capsys.readouterr().out
+    assert "`best` is chosen by ar_1 from the next evaluation on" in said
+    assert "(epoch 3, highest ar_1)" in said
+    best = load_file(run.best / "model.safetensors")
+    assert all(torch.equal(best[name], tensor) for name, tensor in weights(run).items())
+
+
+def test_steps_that_were_skipped_in_a_row_are_counted_on(
+    tiny_config, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = TrainingStep.__call__
+
+    def planted(self: TrainingStep, batches: Any, *rest: Any, **more: Any) -> Any:
+        batches[0][1].boxes_cxcywh[0, 2] = torch.nan
+        return step(self, batches, *rest, **more)
+
+    monkeypatch.setattr(TrainingStep, "__call__", planted)
+    guard = {"on_nonfinite": "skip", "max_skipped": 4}
+    train(tiny_config(sample, tmp_path / "run", guard=guard), stop_after_epoch=1)  # 3 steps
+    with pytest.raises(detr_kit.DetrKitError, match=r"step 3: .* not finite"):
+        resume(tmp_path / "run")
+
+
+def test_the_checkpoint_of_an_epoch_is_kept_after_a_kill_just_before(
+    tiny_config, sample: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(sample, tmp_path / "run", epochs=3, checkpoint={"keep_every": 2})
+    train(config, stop_after_epoch=2)
+    shutil.rmtree(tmp_path / "run/epochs")
+    run = resume(tmp_path / "run")
+    assert [path.name for path in (run.folder / "epochs").iterdir()] == ["0002"]
+
+
+def test_a_run_follows_its_data_to_another_place_but_not_to_other_data(
+    tiny_config, sample: Path, tmp_path: Path
+) -> None:
+    train(tiny_config(sample, tmp_path / "run", epochs=2), stop_after_epoch=1)
+    moved = tmp_path / "moved"
+    shutil.copytree(sample, moved)
+    annotations = moved / "annotations/train.json"
+    change = [f"data.train.annotations={annotations}", f"data.train.images={moved / 'train'}"]
+    coco = json.loads(annotations.read_text())
+    coco["annotations"][3]["bbox"][0] += 1
+    annotations.write_text(json.dumps(coco))
+    with pytest.raises(detr_kit.DetrKitError, match=r"other pictures or objects than data\.train"):
+        resume(tmp_path / "run", change)
+    shutil.copy(sample / "annotations/train.json", annotations)
+    run = resume(tmp_path / "run", change)
+    assert len(run.metrics) == 2
+    assert run.config.data.train is not None
+    assert run.config.data.train.images == moved / "train"
+
+
+@pytest.mark.parametrize("left", ["best", "epochs"])
+def test_checkpoints_of_another_run_are_not_replaced(
+    tiny_config, sample: Path, tmp_path: Path, left: str
+) -> None:
+    (tmp_path / "run" / left).mkdir(parents=True)
+    with pytest.raises(detr_kit.DetrKitError, match=f"{left}: is of another run"):
+        train(tiny_config(sample, tmp_path / "run"))
+
+
+def test_a_report_that_was_cut_off_comes_with_the_next_resume(
+    tiny_config, sample: Path, tmp_path: Path
+) -> None:
+    run = train(tiny_config(sample, tmp_path / "run", epochs=1))
+    (run.folder / "report.html").unlink()
+    resume(run.folder)
+    assert (run.folder / "report.html").exists()
+
+
+def test_a_first_save_that_fails_asks_for_a_new_start(
+    tiny_config, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(detr_kit.DetrKitError, match=r"No space.*make room and start again"):
+        train(tiny_config(sample, tmp_path / "run", epochs=1))
+
+
+def test_want_of_memory_in_an_evaluation_is_explained(
+    tiny_config, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Validation, "evaluate", too_much)
+    with pytest.raises(detr_kit.DetrKitError, match=r"out of memory.*evaluation\.batch_size"):
+        train(tiny_config(sample, tmp_path / "run", epochs=1))

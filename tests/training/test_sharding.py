@@ -37,12 +37,12 @@ step, close, evaluate, due = (
     TrainingStep.__call__, Session.close, Validation.evaluate, Keeper.save_due
 )
 
-def with_a_nan(self, batches, at, counts):
+def with_a_nan(self, batches, at, counts, **more):
     if at == 4 and rank == 1:
         images, targets = batches[-1]
         targets = replace(targets, boxes_cxcywh=targets.boxes_cxcywh * torch.nan)
         batches = [*batches[:-1], (images, targets)]
-    return step(self, batches, at, counts)
+    return step(self, batches, at, counts, **more)
 
 def measured(self):
     weights = [own_part(weight) for weight in self.bare_model.parameters()]
@@ -82,7 +82,8 @@ for name in sys.argv[2:]:
 
 def launch(tiny_config: Any, folder: Path, runs: dict[str, dict[str, Any]]) -> Path:
     """Take the runs, by name, one after the other in two processes."""
-    write_sample(folder / "data", "easy", seed=3, train=9, val=5)
+    # Eleven: the last step holds two pictures of one process and one of the other.
+    write_sample(folder / "data", "easy", seed=3, train=11, val=5)
     for name, changes in runs.items():
         config = tiny_config(folder / "data", folder / name, **changes)
         (folder / f"{name}.yaml").write_text(dump_config(config))

@@ -137,13 +137,13 @@ def test_a_run_that_meets_nan_ends_with_what_was_bad(
     """The third step of nine; what was saved before is kept."""
     called = TrainingStep.__call__
 
-    def planted(self: TrainingStep, batches: Any, number: int, counts: StepCounts) -> Any:
+    def planted(self: TrainingStep, batches: Any, number: int, *rest: Any, **more: Any) -> Any:
         if number == 2 and place == "weight":
             with torch.no_grad():
                 self.model.queries.weight[0, 0] = torch.nan
         elif number == 2:
             batches[0][1].boxes_cxcywh[1, 2] = torch.nan
-        return called(self, batches, number, counts)
+        return called(self, batches, number, *rest, **more)
 
     monkeypatch.setattr(TrainingStep, "__call__", planted)
     config = tiny_config(sample, tmp_path / "run", epochs=3, checkpoint={"steps": 1})
@@ -161,10 +161,10 @@ def test_a_run_that_skips_goes_on_without_the_bad_step(
 ) -> None:
     called = TrainingStep.__call__
 
-    def planted(self: TrainingStep, batches: Any, number: int, counts: StepCounts) -> Any:
+    def planted(self: TrainingStep, batches: Any, number: int, *rest: Any, **more: Any) -> Any:
         if number == 1:
             batches[0][1].boxes_cxcywh[0, 2] = torch.nan
-        return called(self, batches, number, counts)
+        return called(self, batches, number, *rest, **more)
 
     monkeypatch.setattr(TrainingStep, "__call__", planted)
     guard = {"on_nonfinite": "skip"}

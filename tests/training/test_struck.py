@@ -57,6 +57,29 @@ def test_a_job_that_is_told_to_stop_asks_to_be_started_again(
     assert_same_run(whole, resume(config.output))
 
 
+def test_ctrl_c_while_the_workers_start_saves_what_there_is(
+    tiny_config, sample: Path, tmp_path: Path
+) -> None:
+    config = with_a_worker(tiny_config(sample, tmp_path / "run"))
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    job = subprocess.Popen(
+        [sys.executable, "-m", "detr_kit.cli", "train", str(tmp_path / "run.yaml")],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline().startswith(b"run ")  # the table; then come the workers
+    time.sleep(0.5)
+    os.killpg(job.pid, signal.SIGINT)
+    with job.stdout:
+        said = job.stdout.read().decode()
+    assert job.wait(60) == STOPPED_EXIT_CODE
+    assert "stopped by SIGINT before step" in said
+    assert (config.output / "last/training_state/state.pt").exists()
+
+
 def test_a_killed_training_leaves_no_process(tiny_config, sample: Path, tmp_path: Path) -> None:
     config = with_a_worker(tiny_config(sample, tmp_path / "run"))
     job = start(config, tmp_path / "run.yaml")

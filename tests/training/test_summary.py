@@ -13,6 +13,7 @@ import torch
 from detr_kit.config import RunConfig
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.errors import DetrKitError
+from detr_kit.training.session import Session
 from detr_kit.training.startup import initial_model
 from detr_kit.training.summary import setup_rows
 
@@ -75,8 +76,8 @@ def test_a_plain_run_has_no_warning_but_that_of_its_size(
     assert list(rows) == [
         "run", "model", "weights", "train", "val", "batch", "rates", "warning: scratch",
     ]  # fmt: skip
-    assert rows["batch"] == "4 images a step (4 a batch x 1 accumulated x 1 processes)"
-    assert rows["rates"] == "model 0.001"
+    assert rows["batch"] == "4 images a step: 1 process with 1 batch of up to 4"
+    assert rows["rates"] == "backbone 0.001, rest 0.001"
     assert "frozen" not in rows["model"]
 
 
@@ -117,7 +118,7 @@ def test_batch_and_scaled_rates_are_told(rows_of: Callable[..., dict[str, str]])
     rates = {"lr": 1e-4, "lr_backbone": 1e-5, "recipe_batch": 16}
     changes = {"batch_size": 4, "accumulate": 8, "world_size": 2}
     rows = rows_of(**changes, optimizer=rates | {"scale_lr": "sqrt"})
-    assert rows["batch"] == "64 images a step (4 a batch x 8 accumulated x 2 processes)"
+    assert rows["batch"] == "64 images a step: 2 processes with 8 batches of up to 4"
     assert rows["rates"] == (
         "backbone 2e-05, rest 0.0002 (stated for 16 images a step, scaled by square root to 64)"
     )
@@ -166,3 +167,19 @@ def test_rarer_settings_are_told_where_they_are_used(
     assert rows["checkpoints"] == (
         "saved after each epoch, every 500 steps; kept: the newest 3 epochs, one epoch in 10"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": {"warmup_steps": 12}}, "the run has 12 steps: it never gets to"),
+        ({"average": {"decay": 0.99}}, "averages over some 100 steps, but the run has 12"),
+        ({"schedule": {"warmup_steps": 11}, "average": {"decay": 0.9}}, None),
+    ],
+)
+def test_warm_ups_that_are_longer_than_the_run(
+    tiny_config, sample: Path, tmp_path: Path, changes: dict[str, Any], message: str | None
+) -> None:
+    config = tiny_config(sample, tmp_path / "run", **changes)  # 4 epochs of 10 pictures, 4 a step
+    said = Session(config).setup_rows.get("warning: warm-up")
+    assert (said is None) if message is None else (message in str(said))
