@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_origin
@@ -213,6 +214,13 @@ class RunConfig(Section):
             raise DetrKitError("batch_size: auto is found out by training only; give a number")
         return self.batch_size
 
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not isinstance(value, int):
+            raise ValueError("must be a number, or auto")
+        return value
+
     @field_validator("output")
     @classmethod
     def _expand(cls, path: Path) -> Path:
@@ -285,7 +293,8 @@ def _first_line(error: Exception) -> str:
 def _explain(error: ValidationError) -> str:
     """One line for the first fault: the dotted key, what is wrong, the nearest known key."""
     fault = error.errors()[0]
-    key = ".".join(str(part) for part in fault["loc"])
+    # Where a value may be of several kinds, the last part names the kind that it is not.
+    key = ".".join(str(part) for part in fault["loc"] if re.fullmatch(r"\w+", str(part)))
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, _known_keys(RunConfig), n=1, cutoff=0.5)
         return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -38,6 +38,12 @@ def test_bases_are_merged_key_by_key(tmp_path: Path) -> None:
         ("epochs: 1\nmodel: {name: x}\n", ["epochs"], "expected key=value"),
         ("epochs: 0\nmodel: {name: x}\n", [], "key 'epochs'"),
         ("epochs: many\nmodel: {name: x}\n", [], "key 'epochs'"),
+        (
+            "epochs: 1\nmodel: {name: x}\n",
+            ["batch_size=Auto"],
+            "'batch_size': must be a number, or",
+        ),
+        ("epochs: 1\nmodel: {name: x}\n", ["batch_size=0"], "key 'batch_size'"),
         ("model: {name: x}\n", [], "key 'epochs' is missing"),
         ("epochs: 1\nmodel: {name: x}\n", ["data.train.images=i"], r"data\.train\.annotations"),
         ("epochs: [1\n", [], "not a readable YAML file"),

@@ -43,8 +43,3 @@ class Processes:
         parts: list[Any] = [None] * self.count
         distributed.all_gather_object(parts, own, group=self._group)
         return parts
-
-    def wait(self) -> None:
-        """Wait until every process has come here."""
-        if self._group is not None:
-            distributed.barrier(group=self._group)
