@@ -13,8 +13,13 @@ from detr_kit.models.compiled import MAX_VARIANTS, compile_model
 from detr_kit.models.transformer import DecoderLayer, EncoderLayer
 from detr_kit.structures import ImageBatch
 
-# Dynamo asks every input for its gradient, and hides the warning only where warnings are no errors.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+pytestmark = [
+    # Dynamo asks every input for its gradient, and hides the warning only where warnings are no
+    # errors.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    # PyTorch 2.11's own compiler uses what it deprecates.
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+]
 Build = Callable[..., nn.Module]
 Make = Callable[..., ImageBatch]
 BATCHES = (
