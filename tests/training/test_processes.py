@@ -13,7 +13,7 @@ import detr_kit
 from detr_kit.config import dump_config
 from detr_kit.data.sample import write_sample
 from detr_kit.training.run import Run, resume
-from detr_kit.training.run_files import RESULTS_FILE
+from detr_kit.training.run_files import RESULTS_FILE, read_metrics
 from tests.training.runs import REPOSITORY, torchrun
 from tests.training.steps import make_double_step
 
@@ -137,65 +137,61 @@ def test_processes_and_batches_take_the_step_of_one(tmp_path: Path) -> None:
     assert moved > 1e-3
 
 
-def test_two_processes_stop_and_go_on_as_if_they_had_not(tiny_config, tmp_path: Path) -> None:
-    """A signal to one of them stops both; another number of processes says what changes."""
-    data = tmp_path / "data"
-    write_sample(data, "easy", seed=5, train=7, val=3)
-    weights = {}
-    for name in ("whole", "part"):
-        config = tmp_path / f"{name}.yaml"
-        tiny = tiny_config(data, tmp_path / name, epochs=3, batch_size=2)
-        config.write_text(dump_config(tiny))
-        script = tmp_path / f"{name}.py"
-        script.write_text(STOPPED if name == "part" else WHOLE)
-        torchrun(script, str(config))
-        if name == "part":
-            assert len(Run(tmp_path / "part", tiny).metrics) == 1
-            script.write_text(RESUMED)
-            torchrun(script, str(tmp_path / "part"))
-        weights[name] = load_file(tmp_path / name / "last/model.safetensors")
-    for name, weight in weights["whole"].items():
-        assert torch.equal(weights["part"][name], weight), name
+STOPPED_AND_RESUMED = """
+import os, shutil, signal, sys
+from pathlib import Path
 
-
-WHOLE = """
-import sys
-from detr_kit import train
-train(sys.argv[1])
-"""
-STOPPED = """
-import os, signal, sys
 from detr_kit import train
 from detr_kit.training.keeper import Keeper
+from detr_kit.training.run import resume
+
+folder, rank, due = Path(sys.argv[1]), int(os.environ["RANK"]), Keeper.save_due
 
 def send(self, step):
-    if step == 3 and self.session.processes.rank == 0:
+    if step == 3:
         os.kill(os.getpid(), signal.SIGTERM)
-    return False
+    return due(self, step)
 
-Keeper.save_due = send
-assert train(sys.argv[1]).stopped_by
+train(folder / "whole.yaml")
+Keeper.save_due = send  # the first process alone is asked
+assert train(folder / "part.yaml").stopped_by
+Keeper.save_due = due
+if rank == 0:
+    shutil.copytree(folder / "part", folder / "handed_over")
+assert resume(folder / "part").stopped_by is None
 """
-RESUMED = """
-import sys
-from detr_kit.training.run import resume
-assert resume(sys.argv[1]).stopped_by is None
-"""
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes: a whole run, one stopped and resumed, and what it was when it stopped."""
+    folder = tmp_path_factory.mktemp("stopped")
+    write_sample(folder / "data", "easy", seed=5, train=7, val=3)
+    for name in ("whole", "part"):
+        config = tiny_config(folder / "data", folder / name, epochs=3, batch_size=2)
+        (folder / f"{name}.yaml").write_text(dump_config(config))
+    script = folder / "script.py"
+    script.write_text(STOPPED_AND_RESUMED)
+    torchrun(script, str(folder))
+    return folder
+
+
+def test_two_processes_stop_and_go_on_as_if_they_had_not(stopped: Path) -> None:
+    """A signal to one of them stops both."""
+    whole, part = (
+        load_file(stopped / name / "last/model.safetensors") for name in ("whole", "part")
+    )
+    for name, weight in whole.items():
+        assert torch.equal(part[name], weight), name
+    assert [row["epoch"] for row in read_metrics(stopped / "handed_over")] == [1]
 
 
 def test_one_process_goes_on_with_the_steps_of_two(
-    tiny_config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = tmp_path / "data"
-    write_sample(data, "easy", seed=5, train=7, val=3)
-    config = tmp_path / "run.yaml"
-    config.write_text(dump_config(tiny_config(data, tmp_path / "run", epochs=2, batch_size=2)))
-    script = tmp_path / "stopped.py"
-    script.write_text(STOPPED)
-    torchrun(script, str(config))
-    run = resume(tmp_path / "run")
+    run = resume(stopped / "handed_over")
     assert "processes: 1 instead of 2; every step holds the same 4 pictures" in (
         capsys.readouterr().out
     )
-    assert [row["step"] for row in run.metrics] == [2, 4]
+    assert [row["step"] for row in run.metrics] == [2, 4, 6]
     assert run.metrics[-1]["images_per_second"] > 0

@@ -44,6 +44,7 @@ def with_a_worker(config: RunConfig) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_job_that_is_told_to_stop_asks_to_be_started_again(
     tiny_config, sample: Path, tmp_path: Path
 ) -> None:
