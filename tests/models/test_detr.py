@@ -143,3 +143,21 @@ def test_runs_channels_last_and_in_bfloat16(
             half = model(batch)
     assert half.logits.dtype == half.boxes_cxcywh.dtype == torch.float32
     torch.testing.assert_close(half.boxes_cxcywh, plain.boxes_cxcywh, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_channels_last_gives_equal_gradients(
+    build: Callable[..., nn.Module], make_batch: Callable[..., ImageBatch], norm: str
+) -> None:
+    batch = make_batch((64, 96), (50, 40), dtype=torch.float64)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = build("detr_small", backbone_norm=norm, dropout=0.0).double().train()
+        model.to(memory_format=layout)
+        pixels = batch.pixels.contiguous(memory_format=layout)
+        output = model(ImageBatch(pixels, batch.padding_mask, batch.sizes_hw))
+        (output.layer_logits.square().sum() + output.layer_boxes_cxcywh.sum()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, plain in gradients[0].items():
+        swapped, scale = gradients[1][name], float(plain.abs().max())
+        torch.testing.assert_close(swapped, plain, atol=1e-10 * scale + 1e-15, rtol=0, msg=name)
