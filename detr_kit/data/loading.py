@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -10,10 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from detr_kit.config import RunConfig
 from detr_kit.data.annotations import CocoAnnotations
@@ -28,6 +31,7 @@ Batch = tuple[CollatedImages, TargetBatch]
 
 # How long a worker that was told to end lives on for the batches that are still wanted.
 WORKER_GRACE_SECONDS = 10.0
+_loaders: WeakSet[DataLoader[Any]] = WeakSet()  # those that may have workers
 
 
 def collate(samples: Sequence[Sample | Missing]) -> Batch:
@@ -117,7 +121,7 @@ def _loader(
             "multiprocessing_context": worker_context(),
             "worker_init_fn": _start_worker,
         }
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,
@@ -127,11 +131,25 @@ def _loader(
         generator=torch.Generator().manual_seed(0),
         **workers,
     )
+    if num_workers:
+        _loaders.add(loader)
+    return loader
 
 
 def end_workers(loader: DataLoader[Any]) -> None:
     """End a loader's worker processes now, instead of with the interpreter."""
     loader._iterator = None
+
+
+@atexit.register
+def end_all_workers() -> None:
+    """End workers that wait for someone who holds a loader's iterator to the end of the program.
+
+    Before multiprocessing sends SIGTERM, which they take for a scheduler's and outlive for a while.
+    """
+    for loader in list(_loaders):
+        if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
+            loader._iterator._shutdown_workers()
 
 
 def worker_context() -> BaseContext:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from detr_kit.config import ImageSizeConfig, RunConfig, parse_config
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.augmentation import eval_pipeline, train_pipeline
 from detr_kit.data.dataset import DetectionDataset, Sample, SampleError, sample_seed
-from detr_kit.data.loading import collate, eval_loader, train_loader
+from detr_kit.data.loading import (
+    WORKER_GRACE_SECONDS,
+    collate,
+    end_all_workers,
+    eval_loader,
+    train_loader,
+)
 from detr_kit.data.pictures import PictureFolder
 from detr_kit.errors import DetrKitError
 from detr_kit.preprocess import preprocessing_from
@@ -331,7 +338,18 @@ class TestLoaders:
         spawn = multiprocessing.get_context("spawn")
         monkeypatch.setattr("detr_kit.data.loading.worker_context", lambda: spawn)
         config = run_config(folder, augmentation="strong", num_workers=1)
-        assert as_numbers(train_loader(config, annotations)) == expected
+        loader = train_loader(config, annotations)
+        held = iter(loader)
+        assert as_numbers([next(held) for _ in range(len(loader))]) == expected
+        # What the program's end does to workers that someone still holds.
+        workers = multiprocessing.active_children()
+        assert any(worker.is_alive() for worker in workers)
+        began = time.monotonic()
+        end_all_workers()
+        for worker in workers:
+            worker.join(timeout=WORKER_GRACE_SECONDS)
+        assert not any(worker.is_alive() for worker in workers)
+        assert time.monotonic() - began < WORKER_GRACE_SECONDS / 2
 
     def test_a_broken_picture_in_a_worker_is_one_line(
         self, folder: Path, annotations: CocoAnnotations
