@@ -1,19 +1,25 @@
-"""The objects found in one image, on numpy arrays, with their COCO form and a drawing."""
+"""The objects found in one image, on numpy arrays, in the forms of other tools, and drawn."""
 
 from __future__ import annotations
 
-import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from detr_kit.categories import CategoryTable
+from detr_kit.drawing import draw_boxes
 from detr_kit.errors import DetrKitError
 from detr_kit.images import ImageInput, read_image
 
-RGB = tuple[int, int, int]
+if TYPE_CHECKING:
+    import pandas
+    import supervision
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +86,42 @@ class Detections:
         )
 
     def above(self, threshold: float) -> Detections:
-        """Return the detections with a score of at least `threshold`."""
+        """Return the detections with a score of at least `threshold`.
+
+        `detr_kit.inference.thresholds.above` takes one for each category, too.
+        """
         return self.select(self.scores >= threshold)
+
+    @classmethod
+    def from_coco(cls, rows: Iterable[Mapping[str, Any]], categories: CategoryTable) -> Detections:
+        """Make detections of the COCO result dicts of one image, in their order.
+
+        Raises DetrKitError that names the row: for a key that is missing or of another kind,
+        a category that is not in the table, and rows of different images.
+        """
+        found = [_of_coco(row, place) for place, row in enumerate(rows)]
+        names = {id_: categories.names[column] for id_, column in categories.column_of.items()}
+        for place, (image_id, category_id, _, _) in enumerate(found):
+            if image_id != found[0][0]:
+                raise DetrKitError(
+                    f"row {place}: of image {image_id!r}, but row 0 of image {found[0][0]!r}; "
+                    "detections are of one image"
+                )
+            if category_id not in names:
+                raise DetrKitError(f"row {place}: there is no category {category_id}")
+        _, category_ids, boxes, scores = zip(*found, strict=True) if found else [()] * 4
+        return cls(
+            np.array(boxes),
+            np.array(scores),
+            np.array(category_ids),
+            [names[id_] for id_ in category_ids],
+        )
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return COCO result dicts: xywh pixels, plain numbers, ready for json.
 
         Width and height are taken in float64, so that x + w gives back the box's own corner.
+        `from_coco` makes the same detections of them again.
         """
         boxes = self.boxes_xyxy.astype(np.float64)
         boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
@@ -97,62 +132,80 @@ class Detections:
             )
         ]
 
-    def draw(self, image: ImageInput) -> Image.Image:
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table of N rows: category_id, name, score, x0, y0, x1, y1 (pixels).
+
+        Raises DetrKitError where pandas is not installed.
+        """
+        pandas = _needed("pandas", "to_pandas")
+        columns = {
+            "category_id": self.category_ids,
+            "name": pandas.Series(self.names, dtype=str),  # text also where N is 0
+            "score": self.scores,
+        }
+        corners = zip(("x0", "y0", "x1", "y1"), self.boxes_xyxy.T, strict=True)
+        return pandas.DataFrame(columns | dict(corners), copy=True)
+
+    def to_supervision(self) -> supervision.Detections:
+        """Return what the supervision library takes: its class_id are our category ids.
+
+        Names are in `data["class_name"]`. Raises DetrKitError where supervision is not installed.
+        """
+        return _needed("supervision", "to_supervision").Detections(
+            xyxy=self.boxes_xyxy.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.category_ids.copy(),
+            data={"class_name": np.array(self.names, dtype=np.str_)},
+        )
+
+    def draw(
+        self,
+        image: ImageInput,
+        notes: Sequence[str] | None = None,
+        *,
+        font: str | Path | None = None,
+    ) -> Image.Image:
         """Return the picture with boxes, names and scores; the best-scored box is on top.
 
-        Raises DetrKitError where the image cannot be read.
+        `notes` are N texts that follow the scores, such as numbers of tracks. Boxes that are many
+        or small get thin lines; labels go where they hide little, shrink to score and note where
+        there is no room for the name, and are left out and counted where there is none at all.
+        `font` is a TrueType file for names that DejaVu Sans has no letters for.
+
+        Raises DetrKitError where the image or the font cannot be read, or the notes are not N.
         """
-        order = np.argsort(self.scores, kind="stable")
-        texts = [f"{self.names[row]} {self.scores[row]:.2f}" for row in order]
+        if notes is not None and len(notes) != len(self):
+            raise DetrKitError(f"notes: expected {len(self)}, one a detection, got {len(notes)}")
+        order = np.argsort(self.scores, kind="stable").tolist()
+        scores = [f"{score:.2f}" for score in self.scores.tolist()]
         canvas = Image.fromarray(read_image(image))
-        draw_boxes(canvas, self.boxes_xyxy[order], texts, self.category_ids[order].tolist())
+        draw_boxes(
+            canvas,
+            self.boxes_xyxy[order],
+            [self.names[row] for row in order],
+            self.category_ids[order].tolist(),
+            details=[f"{scores[row]} {notes[row] if notes else ''}" for row in order],
+            font=font,
+        )
         return canvas
 
 
-def draw_boxes(
-    canvas: Image.Image, boxes_xyxy: np.ndarray, texts: Sequence[str], category_ids: Sequence[int]
-) -> None:
-    """Draw boxes (n, 4) in pixels and what they are, in place; the last one is on top."""
-    pen = ImageDraw.Draw(canvas)
-    short_side = min(canvas.size)
-    line = max(1, round(short_side / 250))
-    font = ImageFont.load_default(size=max(10, round(short_side / 36)))
-    right, bottom = canvas.width - 1, canvas.height - 1
-    for corners, text, category_id in zip(boxes_xyxy, texts, category_ids, strict=True):
-        box = corners.clip(0, (right, bottom, right, bottom)).tolist()
-        color = category_color(category_id)
-        pen.rectangle(box, outline=color, width=line)
-        _draw_label(pen, text, (box[0], box[1]), color, font, canvas.size)
+def _of_coco(
+    row: Mapping[str, Any], place: int
+) -> tuple[Any, int, tuple[float, float, float, float], float]:
+    """Return image id, category id, box xyxy and score of a COCO result."""
+    try:
+        x, y, width, height = map(float, row["bbox"])
+        category_id, score = index(row["category_id"]), float(row["score"])
+        return row.get("image_id"), category_id, (x, y, x + width, y + height), score
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DetrKitError(
+            f"row {place}: expected a COCO result with category_id, bbox and score, got {row!r}"
+        ) from error
 
 
-def category_color(category_id: int) -> RGB:
-    """Return the category's RGB color, the same in every picture.
-
-    Hues a golden section apart: any run of consecutive ids is spread over the color circle.
-    """
-    hue = category_id * 0.6180339887 % 1.0
-    lightness = 0.45 + 0.15 * (category_id // 3 % 2)
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _draw_label(
-    pen: ImageDraw.ImageDraw,
-    text: str,
-    corner_xy: tuple[float, float],
-    color: RGB,
-    font: Any,
-    picture_wh: tuple[int, int],
-) -> None:
-    """Write on a filled background above the corner, or below it where the picture ends."""
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    margin = max(1, round((bottom - top) / 6))
-    width, height = right - left + 2 * margin, bottom - top + 2 * margin
-    x = max(0, min(corner_xy[0], picture_wh[0] - width))
-    y = corner_xy[1] - height
-    if y < 0:
-        y = max(0, min(corner_xy[1], picture_wh[1] - height))
-    pen.rectangle((x, y, x + width, y + height), fill=color)
-    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    ink = (0, 0, 0) if luminance > 128 else (255, 255, 255)
-    pen.text((x + margin - left, y + margin - top), text, fill=ink, font=font)
+def _needed(library: str, method: str) -> Any:
+    try:
+        return import_module(library)
+    except ImportError as error:
+        raise DetrKitError(f"{method} needs {library}: pip install {library}") from error

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from detr_kit.detections import Detections, category_color
+from detr_kit.categories import CategoryTable
+from detr_kit.detections import Detections
+from detr_kit.drawing import category_color
 from detr_kit.errors import DetrKitError
 
 
@@ -97,6 +100,97 @@ def test_coco_rows_give_back_the_corners(low: list[float], side: list[float]) ->
     assert [x, y, x + width, y + height] == corners[0].tolist()
 
 
+TABLE = CategoryTable((3, 4, 7), ("dog", "unused", "cat"), (True, False, True))
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(-(10**7), 10**7)] * 4), max_size=5),
+    st.integers(0, 2**32 - 1),
+)
+def test_coco_rows_make_the_same_detections_again(
+    corners: list[tuple[int, ...]], seed: int
+) -> None:
+    numbers = np.random.default_rng(seed)
+    boxes = np.sort(np.array(corners).reshape(-1, 2, 2) / 1024, axis=1).reshape(-1, 4)
+    ids = numbers.choice([3, 7], len(boxes))
+    names = [{3: "dog", 7: "cat"}[id_] for id_ in ids.tolist()]
+    found = Detections(boxes, numbers.random(len(boxes)), ids, names)
+    again = Detections.from_coco(json.loads(json.dumps(found.to_coco(139))), TABLE)
+    assert again.boxes_xyxy.tolist() == found.boxes_xyxy.tolist()
+    assert again.scores.tolist() == found.scores.tolist()
+    assert again.category_ids.tolist() == found.category_ids.tolist()
+    assert again.names == found.names
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category_id": 4}, "row 1: there is no category 4"),
+        ({"category_id": 3.5}, "row 1: expected a COCO result"),
+        ({"bbox": [1, 2, 3]}, "row 1: expected a COCO result"),
+        ({"bbox": None}, "row 1: expected a COCO result"),
+        ({"score": "high"}, "row 1: expected a COCO result"),
+        ({"image_id": 2}, "row 1: of image 2, but row 0 of image 1"),
+        ({"bbox": [1, 2, -3, 4]}, "box 1 is"),
+        ({"score": float("nan")}, "not finite"),
+    ],
+)
+def test_wrong_coco_rows_are_named(change: dict[str, Any], message: str) -> None:
+    row = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
+    with pytest.raises(DetrKitError, match=message):
+        Detections.from_coco([row, row | change], TABLE)
+    without = {key: value for key, value in row.items() if key != next(iter(change))}
+    if "image_id" in without:
+        with pytest.raises(DetrKitError, match="row 1: expected a COCO result"):
+            Detections.from_coco([row, without], TABLE)
+    with pytest.raises(DetrKitError, match="row 0: expected a COCO result"):
+        Detections.from_coco(["no dict"], TABLE)  # type: ignore[list-item]
+
+
+def test_a_table_of_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = some_detections().to_pandas()
+    assert list(frame.columns) == ["category_id", "name", "score", "x0", "y0", "x1", "y1"]
+    assert frame["name"].tolist() == ["cat", "dog", "cat"]
+    assert frame.loc[1, ["x0", "y0", "x1", "y1"]].tolist() == [0, 0, 5, 5]
+    assert frame["score"].dtype == frame["x0"].dtype == np.float32
+    assert frame["category_id"].dtype == np.int64
+    empty = no_detections().to_pandas()
+    assert empty.dtypes.tolist() == frame.dtypes.tolist()
+    assert len(pandas.concat([empty, frame])) == 3
+
+
+def test_a_table_of_pandas_is_a_copy() -> None:
+    pytest.importorskip("pandas")
+    found = some_detections()
+    frame = found.to_pandas()
+    frame.loc[:, ["score", "x0"]] = 0.0
+    assert found.scores[0] == np.float32(0.9)
+    assert found.boxes_xyxy[0, 0] == 1
+
+
+def test_detections_of_supervision() -> None:
+    supervision = pytest.importorskip("supervision")
+    found = some_detections()
+    theirs = found.to_supervision()
+    assert isinstance(theirs, supervision.Detections)
+    assert theirs.xyxy.tolist() == found.boxes_xyxy.tolist()
+    assert theirs.confidence.tolist() == found.scores.tolist()
+    assert theirs.class_id.tolist() == [7, 3, 7]
+    assert theirs.data["class_name"].tolist() == ["cat", "dog", "cat"]
+    assert theirs[theirs.class_id == 3]["class_name"].tolist() == ["dog"]
+    assert len(no_detections().to_supervision()) == 0
+    theirs.xyxy[:] = 0
+    assert found.boxes_xyxy[0, 0] == 1
+
+
+@pytest.mark.parametrize("library", ["pandas", "supervision"])
+def test_a_library_that_is_missing_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DetrKitError, match=f"to_{library} needs {library}: pip install {library}"):
+        getattr(some_detections(), f"to_{library}")()
+
+
 def test_drawing_is_of_the_picture_and_leaves_the_input_alone(tmp_path: Path) -> None:
     array = np.full((120, 160, 3), 90, np.uint8)
     Image.fromarray(array).save(tmp_path / "gray.png")
@@ -135,8 +229,19 @@ def test_any_size_and_boxes_outside_can_be_drawn(size_wh: tuple[int, int]) -> No
     assert found.draw(Image.new("L", size_wh)).size == size_wh
 
 
-def test_neighbouring_ids_have_different_colors() -> None:
-    assert len({category_color(id_) for id_ in range(91)}) == 91
+def test_notes_follow_the_scores_of_their_detections() -> None:
+    found = Detections(
+        [[10, 40, 90, 90], [110, 40, 190, 90]],
+        [0.2, 0.9],
+        [1, 1],
+        ["cat", "cat"],  # type: ignore[arg-type]
+    )
+    picture = np.full((120, 200, 3), 90, np.uint8)
+    plain, noted = (np.asarray(found.draw(picture, notes)) for notes in (None, ["#5", ""]))
+    assert (plain[:, 105:] == noted[:, 105:]).all()
+    assert (plain[:40, :105] != noted[:40, :105]).any()
+    with pytest.raises(DetrKitError, match="notes: expected 2, one a detection, got 1"):
+        found.draw(picture, ["#5"])
 
 
 def test_detections_need_no_torch() -> None:

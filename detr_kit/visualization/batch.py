@@ -15,7 +15,7 @@ from detr_kit.config import RunConfig
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.loading import Batch, collate, eval_loader, train_loader
 from detr_kit.data.soundness import rows_of
-from detr_kit.detections import draw_boxes
+from detr_kit.drawing import draw_boxes
 from detr_kit.errors import DetrKitError
 from detr_kit.files import atomic_write
 from detr_kit.preprocess import preprocessing_from

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from detr_kit.data.names import stays_inside
-from detr_kit.detections import category_color
+from detr_kit.drawing import category_color
 from detr_kit.errors import DetrKitError
 from detr_kit.images import read_image
 from detr_kit.visualization.charts import FONT_SIZE, child, data_uri, svg, written

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from detr_kit.detections import draw_boxes
+from detr_kit.drawing import draw_boxes
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.found import ResultColumns
 from detr_kit.evaluation.ground_truth import GroundTruth
@@ -57,7 +57,7 @@ def _detections(
     num_shown = max(num_objects, int((found.scores[own] >= _SHOWN_FROM).sum()))
     own = own[: min(num_shown, _MOST_SHOWN)][::-1]
     columns = [truth.categories.ids.index(id_) for id_ in found.category_ids[own].tolist()]
-    scores = [f" {score:.2f}" for score in found.scores[own].tolist()]
+    scores = [f"{score:.2f}" for score in found.scores[own].tolist()]
     return found.boxes_xywh[own] * scale, columns, scores
 
 
@@ -72,8 +72,9 @@ def _draw(
     draw_boxes(
         canvas,
         np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1),
-        [names[column] + score for column, score in zip(columns, scores, strict=True)],
+        [names[column] for column in columns],
         [ids[column] for column in columns],
+        details=scores,
     )
 
 
