@@ -114,17 +114,52 @@ class ImageBatch:
         return any(size != size_hw for size in self.sizes_hw)
 
 
+@dataclass(frozen=True)
+class TracedBatch:
+    """What a model reads instead of an `ImageBatch` while `torch.export` traces it.
+
+    Sizes are symbols then, and what a graph does cannot depend on them: only the mask knows the
+    images' own sizes. `pixels` and `padding_mask` are those of an `ImageBatch`; without a mask,
+    every image is as large as the batch.
+    """
+
+    pixels: Tensor
+    padding_mask: Tensor | None = None
+
+    def own_sides(self) -> tuple[Tensor, Tensor]:
+        """Return the images' heights and widths, (B,) int64 each, or (1,) where all are equal."""
+        mask = self.padding_mask
+        if mask is None:
+            height, width = (
+                torch.full((1,), side, dtype=torch.int64, device=self.pixels.device)
+                for side in self.pixels.shape[2:]
+            )
+            return height, width
+        return (~mask[:, :, 0]).sum(1), (~mask[:, 0, :]).sum(1)
+
+
+def outside_of(own_sides: tuple[Tensor, Tensor], batch_hw: SizeHW, *, stride: int = 1) -> Tensor:
+    """Return the (B, h, w) bool mask of cells whose first pixel lies outside its image.
+
+    `own_sides` are pixels, `batch_hw` cells of `stride` pixels. Nothing here asks for the value of
+    a size, which may be a symbol.
+    """
+    rows, columns = (
+        torch.arange(cells, device=own.device) * stride >= own.unsqueeze(1)
+        for cells, own in zip(batch_hw, own_sides, strict=True)
+    )
+    return rows.unsqueeze(2) | columns.unsqueeze(1)
+
+
 def padding_mask_of(
     sizes_hw: tuple[SizeHW, ...], batch_hw: SizeHW, device: torch.device | str
 ) -> Tensor:
     """Return the (B, H, W) bool mask that is True outside each image."""
+    if all(size == batch_hw for size in sizes_hw):
+        return torch.zeros(len(sizes_hw), *batch_hw, dtype=torch.bool, device=device)
     sizes = torch.tensor(sizes_hw, dtype=torch.int64).reshape(-1, 2)
     sizes = sizes.to(device, non_blocking=True)
-    rows = torch.arange(batch_hw[0], device=device)
-    columns = torch.arange(batch_hw[1], device=device)
-    outside_rows = rows >= sizes[:, 0, None]
-    outside_columns = columns >= sizes[:, 1, None]
-    return outside_rows[:, :, None] | outside_columns[:, None, :]
+    return outside_of((sizes[:, 0], sizes[:, 1]), batch_hw)
 
 
 @dataclass(frozen=True)

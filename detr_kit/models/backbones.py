@@ -8,6 +8,7 @@ image; its true extent halves, rounding up, at every stride.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ import torchvision
 from torch import Tensor, nn
 
 from detr_kit.errors import DetrKitError
-from detr_kit.models.extents import Extents, pad_to_multiple
+from detr_kit.models.extents import Extents, pad_to_multiple, pad_traced
 from detr_kit.models.folding import fold_frozen_norms, forget_folded
 from detr_kit.models.norms import NormKind, replace_batch_norms
-from detr_kit.structures import ImageBatch
+from detr_kit.structures import ImageBatch, TracedBatch, outside_of
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 # Channels of the stages of "plain", each at half the size of the one before.
@@ -73,10 +74,14 @@ class Backbone(nn.Module):
         if self.pads_alone and padding == "independent":
             self.image_by_image = self._depends_on_padding()
 
-    def forward(self, batch: ImageBatch) -> tuple[Tensor, Tensor | None]:
+    def forward(self, batch: ImageBatch | TracedBatch) -> tuple[Tensor, Tensor | None]:
         """Return (B, C, h, w) features and their (B, h, w) mask, None where nothing is padded."""
+        if isinstance(batch, TracedBatch):
+            return self._traced(batch)
         if self.padding == "official":
-            return self._as_official(batch)
+            return self._as_official(
+                batch.pixels, batch.padding_mask if batch.has_padding else None
+            )
         if self.image_by_image and len(batch.sizes_hw) > 1:
             return self._one_by_one(batch)
         if not self.pads_alone and not batch.has_padding:
@@ -109,13 +114,35 @@ class Backbone(nn.Module):
         features = self.body(pixels)
         return features if isinstance(features, Tensor) else features[-1]
 
-    def _as_official(self, batch: ImageBatch) -> tuple[Tensor, Tensor | None]:
+    def _as_official(self, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Mask nothing inside the CNN; the mask reaches the feature map by nearest neighbour."""
-        features = self._features(batch.pixels)
-        if not batch.has_padding:
+        features = self._features(pixels)
+        if mask is None:
             return features, None
-        mask = batch.padding_mask.unsqueeze(1).to(batch.pixels.dtype)
-        return features, F.interpolate(mask, size=features.shape[2:]).squeeze(1) > 0.5
+        floats = mask.unsqueeze(1).to(pixels.dtype)
+        return features, F.interpolate(floats, size=features.shape[2:]).squeeze(1) > 0.5
+
+    def _traced(self, batch: TracedBatch) -> tuple[Tensor, Tensor | None]:
+        """Do the same for any sizes in one graph, of a model that `traceable_copy` has prepared.
+
+        A mask is given out wherever one is given; a feature map has none of its own to add, as no
+        cell lies in what is padded to a multiple of the stride.
+        """
+        pixels, mask = batch.pixels, batch.padding_mask
+        if self.padding == "official":
+            return self._as_official(pixels, mask)
+        if self.pads_alone:
+            pixels = pad_traced(pixels, self.stride)
+        if self.image_by_image or (mask is None and not self.pads_alone):
+            return self._features(pixels), None
+        own_sides = batch.own_sides()
+        with self.extents.of_traced(own_sides):
+            features = self._features(pixels)
+        if mask is None:
+            return features, None
+        cells = (features.shape[2], features.shape[3])
+        outside = outside_of(own_sides, cells, stride=self.stride)
+        return features.masked_fill(outside.unsqueeze(1), 0.0), outside
 
     def _one_by_one(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Run each image alone, for layers that see the whole picture at once."""
@@ -145,7 +172,12 @@ class Backbone(nn.Module):
         parameter = next(self.body.parameters())
         if parameter.is_meta:
             return False
-        was_training, dtype = self.body.training, parameter.dtype
+        trial = copy.deepcopy(self).double().eval()
+        for module in trial.body.modules():
+            weight = getattr(module, "weight", None)
+            # Norms that begin at zero would silence what comes before them.
+            if isinstance(weight, Tensor) and weight.ndim == 1 and not weight.any():
+                nn.init.ones_(weight)
         generator = torch.Generator().manual_seed(0)
         side = 2 * self.stride
         sizes = ((side - 11, side + 5), (side + side // 2 + 3, 2 * side))
@@ -155,10 +187,8 @@ class Backbone(nn.Module):
             )
             for size in sizes
         ]
-        self.body.double().eval()
-        together, _ = self.forward(ImageBatch.from_images(images))
-        alone, _ = self.forward(ImageBatch.from_images(images[:1]))
-        self.body.to(dtype).train(was_training)
+        together, _ = trial(ImageBatch.from_images(images))
+        alone, _ = trial(ImageBatch.from_images(images[:1]))
         difference = together[:1, :, : alone.shape[2], : alone.shape[3]] - alone
         return bool(difference.abs().max() > 1e-9 * alone.abs().max())
 

@@ -8,7 +8,7 @@ from detr_kit.models.backbones import Backbone
 from detr_kit.models.heads import DetectionHeads
 from detr_kit.models.positions import LearnedPositions, SinePositions
 from detr_kit.models.transformer import Decoder, Encoder, initialize_xavier
-from detr_kit.structures import ImageBatch, ModelOutput
+from detr_kit.structures import ImageBatch, ModelOutput, TracedBatch
 
 
 class DETR(nn.Module):
@@ -43,7 +43,9 @@ class DETR(nn.Module):
         initialize_xavier(encoder)
         initialize_xavier(decoder)
 
-    def forward(self, batch: ImageBatch, all_layers: bool | None = None) -> ModelOutput:
+    def forward(
+        self, batch: ImageBatch | TracedBatch, all_layers: bool | None = None
+    ) -> ModelOutput:
         """Detect objects; outputs of all decoder layers if `all_layers`, None: in training."""
         features, mask = self.backbone(batch)  # (B, C, h, w), (B, h, w) or None
         projected = self.input_proj(features)
@@ -53,7 +55,7 @@ class DETR(nn.Module):
             tokens = tokens + positions
         key_padding_mask = None if mask is None else mask.flatten(1)
         memory = self.encoder(tokens, positions, key_padding_mask)
-        queries = self.queries.weight.expand(len(tokens), -1, -1)
+        queries = self.queries.weight.expand(tokens.shape[0], -1, -1)
         decoded = self.decoder(
             queries,
             memory,

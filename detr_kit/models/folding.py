@@ -98,7 +98,7 @@ def fold_frozen_norms(body: nn.Module, *, side: int) -> None:
     the convolution is of a kind that does more than convolve, and where the pass fails.
     """
     for conv, norm in _adjacent(body, side):
-        conv.__class__ = FoldedSameConv2d if _pads_as_tensorflow(conv) else FoldedConv2d
+        conv.__class__ = FoldedSameConv2d if pads_as_tensorflow(conv) else FoldedConv2d
         assert isinstance(conv, FoldedConv2d)
         conv.fold = Fold(norm)
         norm.folded = True
@@ -171,9 +171,12 @@ def _adjacent(body: nn.Module, side: int) -> list[tuple[nn.Conv2d, FrozenBatchNo
 def _only_convolves(conv: nn.Conv2d) -> bool:
     """Whether the weight is used as it is; timm knows kinds that standardise it first."""
     plain = type(conv).forward is nn.Conv2d.forward and conv.padding_mode == "zeros"
-    return plain or _pads_as_tensorflow(conv)
+    return plain or pads_as_tensorflow(conv)
 
 
-def _pads_as_tensorflow(conv: nn.Conv2d) -> bool:
+def pads_as_tensorflow(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is timm's `Conv2dSame`, folded or not."""
     kind = type(conv)
+    if issubclass(kind, FoldedSameConv2d):
+        return True
     return kind.__name__ == "Conv2dSame" and kind.__module__.startswith("timm.")

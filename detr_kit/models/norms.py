@@ -70,7 +70,7 @@ class ExtentGroupNorm(nn.GroupNorm):
         self.extents = extents
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = self.extents.mask_of(x)
+        mask = self.extents.mask_of(x, self)
         if mask is None:
             return self.act(super().forward(x))
         inside = (~mask).unsqueeze(1).to(x.dtype)  # (B, 1, 1, h, w)

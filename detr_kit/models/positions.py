@@ -74,7 +74,8 @@ class LearnedPositions(nn.Module):
         Raises DetrKitError where the feature map is larger than the table.
         """
         height, width = padding_mask.shape[1:]
-        if max(height, width) > self.rows.num_embeddings:
+        # Two comparisons: sizes that are symbols are not compared with one another.
+        if height > self.rows.num_embeddings or width > self.rows.num_embeddings:
             raise DetrKitError(
                 f"position_encoding learned: a feature map of {height} x {width} cells is larger "
                 f"than the table of {self.rows.num_embeddings}; use smaller images or sine"
@@ -101,6 +102,40 @@ def resample_grid(table: Tensor, from_hw: SizeHW, to_hw: SizeHW) -> Tensor:
         )
         rows = (along_rows @ grid.flatten(2)).unflatten(2, (from_hw[1], -1))  # (L, h', w, D)
         return along_columns @ rows
+
+
+def bicubic_matrices(before: int, after: Tensor, cells: int, dtype: torch.dtype) -> Tensor:
+    """Return the (B, cells, before) matrices that `resample_grid` has for a side of each image.
+
+    `after` (B,) int64 are the sides in cells, at most `cells`; rows after the side are zero. All
+    of it is computed on tensors, so that a graph does it for any sizes.
+    """
+    index = torch.arange(cells, device=after.device)
+    after = after.unsqueeze(1)
+    own = after.clamp(min=1)
+    # Cell i has its centre at (i + 1/2) * before / own - 1/2. In whole numbers, as a float32 would
+    # round the distance to the cell before it; one is added, so that nothing is below zero.
+    numerator = before * (2 * index + 1) + own
+    nearest = numerator // (2 * own)
+    distance = (numerator - nearest * (2 * own)).to(dtype) / (2 * own).to(dtype)
+    columns = torch.arange(before, device=after.device)
+    matrices = torch.zeros((), dtype=dtype, device=after.device)
+    for offset, weight in enumerate(_cubic_weights(distance)):
+        place = (nearest - 2 + offset).clamp(0, before - 1)  # the border is repeated
+        inside = weight.masked_fill(index >= after, 0.0)
+        matrices = matrices + (place.unsqueeze(2) == columns).to(dtype) * inside.unsqueeze(2)
+    return matrices
+
+
+def _cubic_weights(distance: Tensor) -> tuple[Tensor, ...]:
+    """Weigh two cells on each side by Keys' cubic kernel (1981) with a = -3/4, as torch does.
+
+    `distance` in [0, 1) is that to the second of them. The outer two are written as products:
+    the sums that they stand for would lose digits.
+    """
+    a, before, after = -0.75, distance, 1 - distance
+    inner = (((a + 2) * x - (a + 3)) * x * x + 1 for x in (before, after))
+    return a * before * after * after, *inner, a * after * before * before
 
 
 @lru_cache(maxsize=64)

@@ -5,7 +5,6 @@ Shape legend: B images, P patches, Q detection tokens, N = 1 + P + Q tokens, D c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,10 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_kit.errors import DetrKitError
-from detr_kit.models.positions import CachedResampler
+from detr_kit.models.grids import GridPositions, TracedPositions
+from detr_kit.models.positions import CachedResampler, bicubic_matrices
 from detr_kit.models.transformer import EncoderLayer, run_layer
 from detr_kit.sizes import SizeHW
-from detr_kit.structures import ImageBatch
+from detr_kit.structures import ImageBatch, TracedBatch, outside_of
+
+Positions = GridPositions | TracedPositions
+# The mask of the tokens, (B, N) or None, and the positions of the input and of the blocks.
+Layout = tuple[Tensor | None, Positions, Positions | None]
 
 
 class PatchEmbed(nn.Module):
@@ -97,23 +101,18 @@ class ViT(nn.Module):
         self._initialize()
         self._freeze(frozen_stages)
 
-    def forward(self, batch: ImageBatch) -> Tensor:
+    def forward(self, batch: ImageBatch | TracedBatch) -> Tensor:
         """Return the detection tokens' (B, Q, D) features.
 
         Raises DetrKitError for an image smaller than a patch.
         """
-        batch_grid = self._grid_of((batch.pixels.shape[2], batch.pixels.shape[3]))
-        grids = self._image_grids(batch, batch_grid)
-        mask = None if set(grids) == {batch_grid} else self._token_mask(batch, batch_grid)
-        first = self._positions(self.pos_embed, self._resample, grids, batch_grid)
-        mid = None
-        if self.mid_pos_embed is not None:
-            table = self.mid_pos_embed.flatten(0, 1)
-            mid = self._positions(table, self._resample_mid, grids, batch_grid)
-
+        if isinstance(batch, TracedBatch):
+            mask, first, mid = self._lay_out_traced(batch)
+        else:
+            mask, first, mid = self._lay_out(batch)
         patches = self.patch_embed(batch.pixels)
-        class_token = self.cls_token.expand(len(patches), -1, -1)
-        detection_tokens = self.det_token.expand(len(patches), -1, -1)
+        class_token = self.cls_token.expand(patches.shape[0], -1, -1)
+        detection_tokens = self.det_token.expand(patches.shape[0], -1, -1)
         x = torch.cat([class_token, patches, detection_tokens], dim=1)
         x = x + first.of_layer(0)
         last = len(self.blocks) - 1
@@ -141,6 +140,42 @@ class ViT(nn.Module):
             )
         return height, width
 
+    def _lay_out(self, batch: ImageBatch) -> Layout:
+        batch_grid = self._grid_of((batch.pixels.shape[2], batch.pixels.shape[3]))
+        grids = self._image_grids(batch, batch_grid)
+        mask = None if set(grids) == {batch_grid} else self._token_mask(batch, batch_grid)
+        first = self._positions(self.pos_embed, self._resample, grids, batch_grid)
+        mid = None
+        if self.mid_pos_embed is not None:
+            table = self.mid_pos_embed.flatten(0, 1)
+            mid = self._positions(table, self._resample_mid, grids, batch_grid)
+        return mask, first, mid
+
+    def _lay_out_traced(self, batch: TracedBatch) -> Layout:
+        """Do the same for any sizes in one graph."""
+        height, width = (side // self.patch_size for side in batch.pixels.shape[2:])
+        if self.padding == "official":
+            batch = TracedBatch(batch.pixels)
+        rows, columns = (sides // self.patch_size for sides in batch.own_sides())
+        mask = None
+        if batch.padding_mask is not None:
+            patches = outside_of((rows, columns), (height, width)).flatten(1)
+            seen = patches.new_zeros(1, 1).expand(patches.shape[0], -1)
+            mask = torch.cat([seen, patches, seen.expand(-1, self.num_detection_tokens)], dim=1)
+
+        def positions(table: Tensor, from_hw: SizeHW) -> TracedPositions:
+            along_rows = bicubic_matrices(from_hw[0], rows, height, table.dtype)
+            along_columns = bicubic_matrices(from_hw[1], columns, width, table.dtype)
+            official = self.padding == "official"
+            return TracedPositions(
+                *self._split(table), from_hw, along_rows, along_columns, as_they_are=official
+            )
+
+        first, mid = positions(self.pos_embed, self.grid_hw), None
+        if self.mid_pos_embed is not None:
+            mid = positions(self.mid_pos_embed.flatten(0, 1), self._resample_mid.from_hw)
+        return mask, first, mid
+
     def _image_grids(self, batch: ImageBatch, batch_grid: SizeHW) -> list[SizeHW]:
         """Return each image's own grid; a single one where all are the batch's."""
         if self.padding == "official" or not batch.has_padding:
@@ -162,8 +197,7 @@ class ViT(nn.Module):
         batch_grid: SizeHW,
     ) -> GridPositions:
         """Resample a table (L, N, D) to every grid of the batch."""
-        count = self.num_detection_tokens
-        class_position, patches, detection = table[:, :1], table[:, 1:-count], table[:, -count:]
+        class_position, patches, detection = self._split(table)
         sampled = {}
         for grid in dict.fromkeys(grids):
             if self.padding == "official" and grid[0] * grid[1] == patches.shape[1]:
@@ -171,6 +205,11 @@ class ViT(nn.Module):
             else:
                 sampled[grid] = resample(patches, grid)
         return GridPositions(class_position, sampled, detection, grids, batch_grid)
+
+    def _split(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Divide a table (L, N, D) into those of the class token, patches and detection tokens."""
+        count = self.num_detection_tokens
+        return table[:, :1], table[:, 1:-count], table[:, -count:]
 
     def _initialize(self) -> None:
         """Truncated normal 0.02 for tokens, positions and linear layers (official YOLOS)."""
@@ -196,32 +235,3 @@ class ViT(nn.Module):
             parameter.requires_grad_(False)
         for module in (self.patch_embed, *self.blocks[: stages - 1]):
             module.requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class GridPositions:
-    """Positions of L layers for a batch: resampled once a size, laid out when a layer asks.
-
-    `class_position` is (L, 1, D), `detection` (L, Q, D), `sampled` maps a grid to (L, h, w, D),
-    `grids` holds the images' grids, or one for all.
-    """
-
-    class_position: Tensor
-    sampled: dict[SizeHW, Tensor]
-    detection: Tensor
-    grids: list[SizeHW]
-    batch_grid: SizeHW
-
-    def of_layer(self, index: int) -> Tensor:
-        """Return (B or 1, N, D), zero on padded patches."""
-        height, width = self.batch_grid
-        laid_out = torch.stack(
-            [
-                F.pad(self.sampled[grid][index], (0, 0, 0, width - grid[1], 0, height - grid[0]))
-                for grid in self.grids
-            ]
-        )
-        count = len(self.grids)
-        parts = [self.class_position[index], self.detection[index]]
-        before, after = (part.expand(count, -1, -1) for part in parts)
-        return torch.cat([before, laid_out.flatten(1, 2), after], dim=1)

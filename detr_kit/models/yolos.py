@@ -6,7 +6,7 @@ from torch import nn
 
 from detr_kit.models.heads import DetectionHeads
 from detr_kit.models.vit import ViT
-from detr_kit.structures import ImageBatch, ModelOutput
+from detr_kit.structures import ImageBatch, ModelOutput, TracedBatch
 
 
 class YOLOS(nn.Module):
@@ -17,6 +17,8 @@ class YOLOS(nn.Module):
         self.backbone = backbone
         self.heads = heads
 
-    def forward(self, batch: ImageBatch, all_layers: bool | None = None) -> ModelOutput:
+    def forward(
+        self, batch: ImageBatch | TracedBatch, all_layers: bool | None = None
+    ) -> ModelOutput:
         """Detect objects; there is one layer of outputs whatever `all_layers` says."""
         return self.heads(self.backbone(batch).unsqueeze(0))
