@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import stat
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard, Union
 
 import cv2
 import numpy as np
@@ -15,6 +18,9 @@ from PIL import Image, UnidentifiedImageError
 
 from detr_kit.errors import DetrKitError
 from detr_kit.sizes import SizeHW
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ImageError(DetrKitError):
@@ -32,7 +38,7 @@ class ImageError(DetrKitError):
         return f"{self.name}: {self.args[1]}"
 
 
-ImageInput = str | Path | Image.Image | np.ndarray
+ImageInput = Union[str, Path, Image.Image, np.ndarray, "Tensor"]
 
 EXIF_ORIENTATION = 0x0112
 # Orientation to what shows the picture upright; 1 is upright, other values mean nothing.
@@ -51,6 +57,8 @@ _REDUCED = (
     (4, cv2.IMREAD_REDUCED_COLOR_4),
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # a Path has one slash where a URL has two
+URL_REFUSED = "URLs are not fetched; save what it names to a file first"
 # What a JPEG ends with; cameras write more behind it.
 _JPEG_END, _JPEG_TAIL = b"\xff\xd9", 4096
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -69,7 +77,7 @@ UNREADABLE = (
 
 
 def read_image(source: ImageInput, *, expected_size_hw: SizeHW | None = None) -> np.ndarray:
-    """Return the RGB uint8 (H, W, 3) pixels of a file, a PIL image or an array.
+    """Return the RGB uint8 (H, W, 3) pixels of a file, a PIL image, an array or a tensor.
 
     Files are decoded by Pillow, so that a path, the PIL image opened from it and the array made
     of that give the same pixels. What is not 8-bit RGB becomes so:
@@ -82,26 +90,30 @@ def read_image(source: ImageInput, *, expected_size_hw: SizeHW | None = None) ->
       are refused.
 
     Arrays are (H, W), (H, W, 1), (H, W, 2) gray and alpha, (H, W, 3) RGB or (H, W, 4) RGBA, of
-    uint8, uint16 or bool; they carry no EXIF orientation.
+    uint8, uint16 or bool; they carry no EXIF orientation. Torch's tensors are (1, H, W) gray or
+    (3, H, W) RGB on any device, of uint8 or of floats in [0, 1], as torchvision makes them.
 
     The EXIF orientation of files and PIL images is applied. Where `expected_size_hw` is given (the
     size in an annotation file), it is applied if the picture then has this size, and left out if
     the picture has it without.
 
-    Raises ImageError, naming the file, for unreadable or truncated files, pictures of neither
+    Raises ImageError, naming the file, for unreadable or truncated files, URLs, pictures of neither
     size, kinds that are not listed here, and more pixels than Pillow's limit for decompression
     bombs (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
     name = _name_of(source)
     if isinstance(source, np.ndarray):
         picture = _from_array(source)
+    elif is_tensor(source):
+        picture = _from_array(_array_of(source))
     elif isinstance(source, Image.Image):
         picture = _decoded(source, name)
     elif isinstance(source, (str, Path)):
         picture = _opened(source)
     else:
         raise DetrKitError(
-            f"an image must be a path, a PIL image or a numpy array, not {type(source).__name__}"
+            "an image must be a path, a PIL image, a numpy array or a tensor, not "
+            f"{type(source).__name__}"
         )
     transpose = _upright(picture, expected_size_hw, name)
     upright = picture if transpose is None else picture.transpose(transpose)
@@ -180,6 +192,8 @@ def _reading(path: str | Path) -> Iterator[bytes]:
             raise ImageError(path, "cannot read the image: not a regular file")
         yield Path(path).read_bytes()
     except FileNotFoundError as error:
+        if is_url(path):
+            raise ImageError(path, URL_REFUSED) from error
         raise ImageError(path, "no such image file") from error
     except TOO_LARGE as error:
         raise ImageError(path, f"image too large: {one_line(error)}") from error
@@ -222,6 +236,34 @@ def reason_of(error: Exception) -> str:
 def one_line(error: BaseException) -> str:
     """Return the message of an error without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_url(name: str | Path) -> bool:
+    """Whether a name that is no file's looks like a URL."""
+    return _URL.match(str(name)) is not None
+
+
+def is_tensor(source: object) -> TypeGuard[Tensor]:
+    """Whether something is a tensor of torch, which this does not import."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def _array_of(tensor: Tensor) -> np.ndarray:
+    """Return the (H, W, 1 or 3) uint8 pixels of a (1 or 3, H, W) tensor."""
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise DetrKitError(
+            f"an image tensor must be (1, H, W) or (3, H, W), got shape {tuple(tensor.shape)}"
+        )
+    pixels = tensor.detach().cpu().movedim(0, 2)
+    if pixels.is_floating_point():
+        # NaN fails the comparison too.
+        if pixels.numel() and not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise DetrKitError(
+                "an image tensor of floats must be in [0, 1]; normalising is the detector's"
+            )
+        return np.asarray((pixels.double() * 255).round().byte())
+    return pixels.numpy()
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

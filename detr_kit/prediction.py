@@ -24,19 +24,23 @@ def predict_batches(
     preprocessing: Preprocessing,
     device: torch.device | str,
     threshold: float = 0.0,
+    autocast: torch.dtype | None = None,
     name_of: Callable[[int], str] = str,
 ) -> Iterator[tuple[int, Detections]]:
     """Yield (image id, detections) for every image, in order.
 
     The model must be on `device`. While the iterator runs the model is in evaluation mode; every
-    module's own flag is restored at its end, also where it ends early. `name_of` turns an image
-    id into what an error calls the image. Raises DetrKitError for output that is not finite.
+    module's own flag is restored at its end, also where it ends early. `autocast` is the half
+    precision in which operations run that are safe in it. `name_of` turns an image id into what
+    an error calls the image. Raises DetrKitError for output that is not finite.
     """
     with _evaluation_mode(model):
         for batch in batches:
             if not len(batch):  # none of its pictures could be read
                 continue
-            output = _forward(model, batch.to(device), preprocessing)
+            on_device = batch.to(device)
+            with torch.autocast(on_device.pixels.device.type, autocast, autocast is not None):
+                output = _forward(model, on_device, preprocessing)
             found = to_detections(
                 output,
                 batch.original_sizes_hw,
@@ -64,10 +68,11 @@ def _forward(
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """`model.eval()` for a while; each module's flag is kept, as frozen parts may differ."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    if training:  # else nothing is touched: modules drop what they remember where the mode is set
+        model.eval()
     try:
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module in training:
+            module.training = True

@@ -103,6 +103,28 @@ def test_mode_is_restored_after_an_error_that_names_the_image() -> None:
     assert model.training
 
 
+class Told(Brightness):
+    """Notes every call that sets its mode, at which modules drop what they remember."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[bool] = []
+
+    def train(self, mode: bool = True) -> Told:
+        self.told.append(mode)
+        return super().train(mode)
+
+
+def test_the_mode_is_set_only_where_a_module_trains() -> None:
+    model = Told().eval()
+    list(predict(model, [[1], [2]]))
+    assert model.told == [False]  # by this test
+    model.scale.train()
+    list(predict(model, [[1], [2]]))
+    assert model.told == [False, False]
+    assert (model.training, model.scale.training, model.modes[-1]) == (False, True, (False, True))
+
+
 def test_a_model_of_another_precision() -> None:
     model = Brightness()
     (full,) = predict(model, [[200]])

@@ -114,6 +114,8 @@ def _open_named(
 def _open_weights(
     path: Path, architecture: Mapping[str, Any] | None, categories: Mapping[int, str] | None
 ) -> OpenedCheckpoint:
+    if path.suffix.lower() in (".onnx", ".pt2"):
+        raise DetrKitError(f"{path}: an exported file; give the checkpoint that it was made of")
     content = read_checkpoint(path)
     if "model.query_position_embeddings.weight" in content.tensors or (
         "vit.embeddings.detection_tokens" in content.tensors

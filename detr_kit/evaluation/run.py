@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
-from torch.utils.data import DataLoader
 
 from detr_kit.categories import CategoryTable
 from detr_kit.data.annotations import CocoAnnotations, load_annotations
 from detr_kit.data.dataset import warn_of_skipped
 from detr_kit.data.loading import eval_loader, noting_skipped
+from detr_kit.data.pictures import Picture, PictureFolder
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation.coco import evaluate_results
@@ -23,14 +25,16 @@ from detr_kit.evaluation.found import ResultColumns
 from detr_kit.evaluation.metrics import CocoMetrics
 from detr_kit.evaluation.options import ScoringOptions
 from detr_kit.evaluation.results import result_columns, write_results
+from detr_kit.images import ImageError, ImageInput
 from detr_kit.prediction import predict_batches
 from detr_kit.preprocess import Preprocessing
 
 OnBadImage = Literal["raise", "skip"]
 
 
+@runtime_checkable
 class Evaluated(Protocol):
-    """What is read of a detector; `detr_kit.inference.Detector` has it."""
+    """What is read of a detector of torch; `detr_kit.inference.Detector` has it."""
 
     model: nn.Module
     categories: CategoryTable
@@ -38,8 +42,18 @@ class Evaluated(Protocol):
     device: torch.device
 
 
+class Streaming(Protocol):
+    """What is read of a detector that torch does not run; `detr_kit.OnnxDetector` has it."""
+
+    categories: CategoryTable
+
+    def stream(
+        self, images: Iterable[ImageInput], threshold: float, batch_size: int
+    ) -> Iterable[tuple[ImageInput, Detections]]: ...
+
+
 def evaluate(
-    detector: Evaluated,
+    detector: Evaluated | Streaming,
     annotations: str | Path,
     images: str | Path,
     *,
@@ -73,7 +87,7 @@ def evaluate(
 
 
 def find_in_dataset(
-    detector: Evaluated,
+    detector: Evaluated | Streaming,
     annotations: str | Path,
     images: str | Path,
     *,
@@ -89,33 +103,71 @@ def find_in_dataset(
     # What is wrong with a box is scoring's to judge; here only the images matter.
     loaded = load_annotations(annotations, on_bad_box="skip")
     require_known(loaded.categories, detector.categories, str(annotations))
-    loader = eval_loader(
-        loaded,
-        images,
-        detector.preprocessing,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        on_bad_image="leave_out" if on_bad_image == "skip" else "raise",
-    )
-    return result_columns(_found(detector, loader, loaded))
-
-
-def _found(
-    detector: Evaluated, loader: DataLoader[Any], loaded: CocoAnnotations
-) -> dict[int, Detections]:
-    """Return by image id what the detector finds of the categories that the file has."""
     skipped: list[str] = []
-    predictions = predict_batches(
-        detector.model,
-        noting_skipped(loader, skipped),
-        categories=detector.categories,
-        preprocessing=detector.preprocessing,
-        device=detector.device,
-        name_of="id {}".format,
-    )
+    if isinstance(detector, Evaluated):
+        loader = eval_loader(
+            loaded,
+            images,
+            detector.preprocessing,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_bad_image="leave_out" if on_bad_image == "skip" else "raise",
+        )
+        predictions = predict_batches(
+            detector.model,
+            noting_skipped(loader, skipped),
+            categories=detector.categories,
+            preprocessing=detector.preprocessing,
+            device=detector.device,
+            name_of="id {}".format,
+        )
+    else:
+        note = skipped.append if on_bad_image == "skip" else None
+        predictions = _streamed(detector, PictureFolder(loaded, images), batch_size, note)
+    found = _scored(predictions, loaded)
+    warn_of_skipped(skipped)
+    return result_columns(found)
+
+
+def _streamed(
+    detector: Streaming,
+    pictures: PictureFolder,
+    batch_size: int,
+    note: Callable[[str], None] | None,
+) -> Iterator[tuple[int, Detections]]:
+    """Yield (image id, detections) of a detector that reads ahead by itself."""
+    ids: deque[int] = deque()  # of the pictures that are with the detector
+
+    def readable() -> Iterator[np.ndarray]:
+        for image_id, picture in zip(
+            pictures.annotations.image_ids.tolist(), pictures, strict=True
+        ):
+            pixels = _read(picture, note)
+            if pixels is not None:
+                ids.append(image_id)
+                yield pixels
+
+    for _, detections in detector.stream(readable(), 0.0, batch_size):
+        yield ids.popleft(), detections
+
+
+def _read(picture: Picture, note: Callable[[str], None] | None) -> np.ndarray | None:
+    try:
+        return picture.read()
+    except ImageError as error:
+        if note is None:
+            raise
+        note(str(error))
+        return None
+
+
+def _scored(
+    predictions: Iterable[tuple[int, Detections]], loaded: CocoAnnotations
+) -> dict[int, Detections]:
+    """Return by image id what is found of the categories that the file has."""
     scored = loaded.categories.ids_array
     console = Console(stderr=True)
-    found = {
+    return {
         image_id: detections.select(np.isin(detections.category_ids, scored))
         for image_id, detections in track(
             predictions,
@@ -125,8 +177,6 @@ def _found(
             disable=not console.is_terminal,
         )
     }
-    warn_of_skipped(skipped)
-    return found
 
 
 def require_known(file_table: CategoryTable, own_table: CategoryTable, file_name: str) -> None:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from detr_kit.categories import CategoryTable
 from detr_kit.checkpoints.sources import load_detector
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
-from detr_kit.images import ImageInput, read_image
+from detr_kit.inference.predictor import Predictor
+from detr_kit.models.compiled import compile_model
 from detr_kit.prediction import predict_batches
 from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeHW
 from detr_kit.structures import CollatedImages
 
+Precision = Literal["fp32", "bf16", "fp16"]
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-class Detector:
-    """A model (an ordinary module in `.model`) with what turns pictures into its input."""
+
+class Detector(Predictor):
+    """A model (an ordinary module in `.model`) with what turns pictures into its input.
+
+    `device` is torch's name for one, the first accelerator by default. `precision` bf16 or fp16
+    computes what is safe to in half precision; boxes and scores are of single precision always.
+    `compile` compiles the layers of the transformer at the first call, see
+    `detr_kit.models.compiled`: it pays on GPUs, for many pictures; `warm_up` does it beforehand.
+
+    Calls from several threads are safe: reading and resizing run side by side, the model itself
+    is run by one of them at a time.
+    """
 
     def __init__(
         self,
@@ -30,14 +44,22 @@ class Detector:
         categories: CategoryTable,
         preprocessing: Preprocessing,
         device: torch.device | str | None = None,
+        *,
+        precision: Precision = "fp32",
+        compile: bool = False,
     ) -> None:
+        super().__init__(categories, preprocessing)
+        if precision not in _AUTOCAST:
+            raise DetrKitError(f"precision {precision!r}: one of {', '.join(_AUTOCAST)}")
         try:
             self.device = torch.device(device) if device is not None else best_device()
             self.model = model.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # torch names devices it lacks so
             raise DetrKitError(f"device {str(device)!r} cannot be used: {error}") from error
-        self.categories = categories
-        self.preprocessing = preprocessing
+        self.precision = precision
+        if compile:
+            compile_model(self.model)
+        self._one_at_a_time = Lock()
 
     @classmethod
     def from_checkpoint(
@@ -47,8 +69,10 @@ class Detector:
         *,
         architecture: Mapping[str, Any] | None = None,
         categories: Mapping[int, str] | None = None,
+        precision: Precision = "fp32",
+        compile: bool = False,
     ) -> Detector:
-        """Load a detector from what it is kept as; `device` as in torch.
+        """Load a detector from what it is kept as; `device`, `precision`, `compile` as above.
 
         `source` is a checkpoint's folder, a run's folder (its `best/`), an official DETR's or
         YOLOS's `.pth`, a Hugging Face folder, or a name on its hub such as
@@ -59,53 +83,39 @@ class Detector:
         Raises DetrKitError where it is none of these, or where its files do not fit together.
         """
         model, spec = load_detector(source, architecture, categories)
-        return cls(model, spec.categories, spec.preprocessing, device)
-
-    def predict(
-        self,
-        images: ImageInput | Sequence[ImageInput],
-        threshold: float = 0.5,
-        batch_size: int = 8,
-    ) -> list[Detections]:
-        """Detect in one picture or several: paths, PIL images, RGB uint8 arrays (H, W, 3).
-
-        Returns one Detections a picture, in the given order, of the objects scored at least
-        `threshold`; a list of one for a single picture. Raises DetrKitError for a picture that
-        cannot be read, naming it.
-        """
-        if isinstance(images, str | Path | Image.Image | np.ndarray):
-            images = [images]
-        if batch_size < 1:
-            raise DetrKitError(f"batch_size: expected at least 1, got {batch_size}")
-        pictures = list(images)
-        predictions = predict_batches(
-            self.model,
-            self._batches(pictures, batch_size),
-            categories=self.categories,
-            preprocessing=self.preprocessing,
-            device=self.device,
-            threshold=threshold,
-            name_of=lambda index: _name_of(pictures[index], index),
+        return cls(
+            model,
+            spec.categories,
+            spec.preprocessing,
+            device,
+            precision=precision,
+            compile=compile,
         )
-        return [detections for _, detections in predictions]
 
-    def _batches(self, pictures: list[ImageInput], batch_size: int) -> Iterator[CollatedImages]:
-        """Read pictures only when their batch is due; image ids are positions in the list."""
-        for start in range(0, len(pictures), batch_size):
-            originals = [read_image(picture) for picture in pictures[start : start + batch_size]]
-            yield CollatedImages.from_images(
-                [torch.from_numpy(self.preprocessing.apply(image)) for image in originals],
-                [(image.shape[0], image.shape[1]) for image in originals],
-                range(start, start + len(originals)),
+    def detect(
+        self, resized: Sequence[np.ndarray], original_sizes_hw: Sequence[SizeHW], names: list[str]
+    ) -> list[Detections]:
+        height, width, _ = resized[0].shape
+        batch = CollatedImages(
+            torch.from_numpy(np.stack(resized)),
+            ((height, width),) * len(resized),
+            tuple(original_sizes_hw),
+            tuple(range(len(resized))),
+        )
+        with self._one_at_a_time:
+            predictions = predict_batches(
+                self.model,
+                [batch],
+                categories=self.categories,
+                preprocessing=self.preprocessing,
+                device=self.device,
+                autocast=_AUTOCAST[self.precision],
+                name_of=names.__getitem__,
             )
+            return [detections for _, detections in predictions]
 
 
 def best_device() -> torch.device:
-    """Return the first CUDA device, else Apple's, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _name_of(picture: ImageInput, index: int) -> str:
-    return str(picture) if isinstance(picture, str | Path) else f"number {index} of the list"
+    """Return the accelerator that torch was built for, where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")

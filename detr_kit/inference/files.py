@@ -4,124 +4,159 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
 from detr_kit.files import atomic_write
-from detr_kit.inference.detector import Detector
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+from detr_kit.images import ImageError, ImageInput
+from detr_kit.inference.inputs import IMAGE_SUFFIXES, expand_inputs, image_ids_of
+from detr_kit.inference.overlaps import suppress
+from detr_kit.inference.predictor import Predictor
+from detr_kit.inference.thresholds import Threshold
+from detr_kit.inference.tiles import predict_tiled
+from detr_kit.outputs import require_output
 
 
 def predict_files(
-    detector: Detector,
+    predictor: Predictor,
     inputs: Iterable[str | Path],
     *,
     out: str | Path | None = None,
     json_path: str | Path | None = None,
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     batch_size: int = 8,
+    nms: float | None = None,
+    tile: int | None = None,
+    overlap: float = 0.2,
+    known_ids: Mapping[str, int] | None = None,
+    on_unreadable: Callable[[ImageError], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[tuple[Path, Detections]]:
     """Detect in every picture that `inputs` name; return each with what was found in it.
 
     `out` is a folder for drawings, `json_path` a COCO results file; each of its rows also has the
-    picture's `file_name`, and its image ids are those of `image_ids_of`. Raises DetrKitError for
-    inputs that do not exist or cannot be read; the results file is then not written.
+    picture's `file_name` below the folder that holds all, and its image ids are those of
+    `image_ids_of`, for which `known_ids` are a data set's ids by file name. `on_unreadable` is told
+    of pictures that cannot be read, which are left out; with `tile` and `overlap`, pictures are
+    looked at as by `predict_tiled`; the rest is as in `Predictor.predict`. Once `should_stop` says
+    so, no more pictures are begun, and what was found until then is written and returned.
+
+    Raises DetrKitError for inputs that do not exist, for outputs that cannot be written or would
+    replace a picture, and without `on_unreadable` for pictures that cannot be read; the results
+    file is then not written.
     """
     pictures = expand_inputs(inputs)
-    drawings = output_paths(pictures, out) if out is not None else []
+    image_ids = image_ids_of(pictures, known_ids)
+    drawings = {} if out is None else drawing_paths(pictures, out)
+    if json_path is not None:
+        require_output(json_path, pictures)
+    due = takewhile(lambda _: not should_stop(), pictures)
+    if tile is None:
+        stream = predictor.stream(due, threshold, batch_size, nms=nms, on_unreadable=on_unreadable)
+    else:
+        look = partial(predict_tiled, tile=tile, overlap=overlap, batch_size=batch_size)
+        stream = _tiled(look, predictor, due, threshold, nms, on_unreadable)
     found: list[tuple[Path, Detections]] = []
     console = Console(stderr=True)
-    starts = range(0, len(pictures), batch_size)
-    for start in track(starts, "predicting", console=console, disable=not console.is_terminal):
-        batch = pictures[start : start + batch_size]
-        found += zip(
-            batch, detector.predict(batch, threshold=threshold, batch_size=batch_size), strict=True
-        )
-        for (picture, detections), drawing in zip(found[start:], drawings[start:], strict=False):
-            with atomic_write(drawing) as temporary:
-                detections.draw(picture).save(temporary)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("predicting", total=len(pictures))
+        for picture, detections in stream:
+            assert isinstance(picture, Path)
+            found.append((picture, detections))
+            if out is not None:
+                with atomic_write(drawings[picture]) as temporary:
+                    detections.draw(picture).save(temporary)
+            progress.update(task, completed=len(found))
     if json_path is not None:
-        rows: list[dict[str, Any]] = [
-            {**row, "file_name": picture.name}
-            for image_id, (picture, detections) in zip(image_ids_of(pictures), found, strict=True)
-            for row in detections.to_coco(image_id)
-        ]
-        with atomic_write(json_path) as temporary:
-            temporary.write_text(json.dumps(rows), encoding="utf-8")
+        _write_results(json_path, found, dict(zip(pictures, image_ids, strict=True)))
     return found
 
 
-def image_ids_of(pictures: list[Path]) -> list[int]:
-    """Return an image id for each picture.
+def _tiled(
+    look: Callable[..., Detections],
+    predictor: Predictor,
+    pictures: Iterable[Path],
+    threshold: Threshold,
+    nms: float | None,
+    on_unreadable: Callable[[ImageError], None] | None,
+) -> Iterator[tuple[ImageInput, Detections]]:
+    for picture in pictures:
+        found = _readable(partial(look, predictor, picture, threshold), on_unreadable)
+        if found is not None:
+            yield picture, found if nms is None else suppress(found, nms)
 
-    The numbers in the files' names where every name is a number of its own, as in COCO
-    (000000000139.jpg is image 139); else 1, 2, ... in the order of the list.
+
+def _readable(
+    look: Callable[[], Detections], on_unreadable: Callable[[ImageError], None] | None
+) -> Detections | None:
+    try:
+        return look()
+    except ImageError as error:
+        if on_unreadable is None:
+            raise
+        on_unreadable(error)
+        return None
+
+
+def _write_results(
+    path: str | Path, found: list[tuple[Path, Detections]], image_ids: Mapping[Path, int]
+) -> None:
+    names = dict(zip(image_ids, names_below(list(image_ids)), strict=True))
+    rows: list[dict[str, Any]] = [
+        {**row, "file_name": names[picture].as_posix()}
+        for picture, detections in found
+        for row in detections.to_coco(image_ids[picture])
+    ]
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def names_below(pictures: Sequence[Path]) -> list[Path]:
+    """Return the pictures' paths below the deepest folder that holds all of them.
+
+    Raises DetrKitError where there is none, as of two drives of Windows.
     """
-    stems = [picture.stem for picture in pictures]
-    if all(stem.isascii() and stem.isdigit() for stem in stems):
-        ids = [int(stem) for stem in stems]
-        if len(set(ids)) == len(ids):
-            return ids
-    return list(range(1, len(pictures) + 1))
+    absolute = [Path(os.path.abspath(picture)) for picture in pictures]
+    try:
+        common = os.path.commonpath([picture.parent for picture in absolute])
+    except ValueError as error:
+        raise DetrKitError(f"{pictures[0]}: the pictures lie on several drives") from error
+    return [picture.relative_to(common) for picture in absolute]
 
 
-def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
-    """Return the pictures that files and folders name, each once, in the order given.
-
-    A folder gives its pictures and those of its subfolders, by path, without hidden ones. A file
-    is taken as it is, whatever its suffix. Raises DetrKitError for an input that does not exist,
-    a folder without pictures, and where nothing was given.
-    """
-    found: dict[Path, Path] = {}
-    for given in map(Path, inputs):
-        if given.is_dir():
-            pictures = _pictures_of(given)
-            if not pictures:
-                suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-                raise DetrKitError(f"{given}: the folder holds no picture ({suffixes})")
-        elif given.is_file():
-            pictures = [given]
-        else:
-            raise DetrKitError(f"{given}: no such file or folder")
-        for picture in pictures:
-            found.setdefault(picture.resolve(), picture)
-    if not found:
-        raise DetrKitError("no pictures given")
-    return list(found.values())
-
-
-def output_paths(pictures: list[Path], folder: str | Path) -> list[Path]:
-    """Return where in `folder` each picture's drawing goes: distinct pictures, distinct files.
+def drawing_paths(pictures: Sequence[Path], folder: str | Path) -> dict[Path, Path]:
+    """Return where in `folder` the drawing of each picture goes.
 
     Paths below the deepest folder that holds all pictures are kept; a suffix that is not a known
     picture format gets `.png` added. Raises DetrKitError where a drawing would replace one of the
-    pictures.
+    pictures, or another drawing.
     """
-    real = {picture.resolve(): None for picture in pictures}  # a set in order
-    common = os.path.commonpath([picture.parent for picture in real])
-    paths = []
-    for picture in real:
-        path = Path(folder) / picture.relative_to(common)
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            path = path.with_name(path.name + ".png")
-        if path.resolve() in real:
+    kept = {place for picture in pictures for place in _places(picture)}
+    drawings: dict[Path, Path] = {}
+    taken: dict[Path, Path] = {}
+    for picture, name in zip(pictures, names_below(pictures), strict=True):
+        drawing = Path(folder) / name
+        if drawing.suffix.lower() not in IMAGE_SUFFIXES:
+            drawing = drawing.with_name(drawing.name + ".png")
+        if kept & _places(drawing):
             raise DetrKitError(f"{folder}: the drawing of {picture} would replace a picture")
-        paths.append(path)
-    return paths
+        if drawing in taken:
+            raise DetrKitError(
+                f"{folder}: the drawings of {taken[drawing]} and {picture} would be one file"
+            )
+        taken[drawing] = picture
+        drawings[picture] = drawing
+    return drawings
 
 
-def _pictures_of(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+def _places(path: Path) -> set[Path]:
+    """A path and, where it is a link, what it leads to: writing replaces the link."""
+    return {Path(os.path.abspath(path)), path.resolve()}

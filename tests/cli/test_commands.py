@@ -139,7 +139,7 @@ def test_official_weights_are_used_as_they_are(workplace: Path, run, official: s
     shutil.copy("sample/val/" + sorted(os.listdir("sample/val"))[0], "one.png")
     code, out, _ = run("predict", official, "one.png", "--threshold", "0", "--json", "found.json")
     assert code == 0
-    assert "1 pictures, 4 objects" in out
+    assert "1 picture, 4 objects" in out
 
 
 def test_annotations_name_the_columns_of_official_weights(  # type: ignore[no-untyped-def]

@@ -32,6 +32,10 @@ def _break_picture() -> None:
         path.write_bytes(path.read_bytes()[:100])
 
 
+def _exported() -> None:
+    Path("x.onnx").write_bytes(b"")
+
+
 def _nothing() -> None:
     pass
 
@@ -80,6 +84,7 @@ MISTAKES = {
         (*TRAIN, "model.init_from=detector", "model.hidden_dim=32"),
         ("detector", "shapes"),
     ),
+    "an exported file": (_exported, ("info", "x.onnx"), ("x.onnx: an exported file; give the",)),
     "no picture to predict": (_nothing, ("predict", "detector", "gone.jpg"), ("gone.jpg",)),
     "conversion of nothing": (_nothing, ("convert", "gone", "new"), ("gone", "does not exist")),
     "conversion onto a folder": (

@@ -15,9 +15,12 @@ from pycocotools.cocoeval import COCOeval
 
 from detr_kit.categories import CategoryTable
 from detr_kit.config import ModelConfig
+from detr_kit.data.dataset import SkippedPicturesWarning
+from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
 from detr_kit.evaluation import evaluate
 from detr_kit.inference import Detector
+from detr_kit.inference.predictor import Predictor
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.preprocess import Preprocessing
 from detr_kit.sizes import SizeRule
@@ -156,3 +159,35 @@ def test_an_unused_column_is_not_known(tmp_path: Path) -> None:
     detector.categories = CategoryTable(TABLE.ids, TABLE.names, (True, False, True))
     with pytest.raises(DetrKitError, match="has no id 7"):
         evaluate(detector, path, tmp_path)
+
+
+class Borrowed(Predictor):
+    """A detector that tells nobody what runs it."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__(detector.categories, detector.preprocessing)
+        self.detect = detector.detect  # type: ignore[method-assign]
+
+    def detect(self, *inputs: Any) -> list[Detections]:
+        raise NotImplementedError
+
+
+# The few queries of a random model are scored alike.
+@pytest.mark.filterwarnings("ignore:results. the lowest score")
+def test_a_detector_that_torch_does_not_run_gets_the_same_figures(tmp_path: Path) -> None:
+    detector = random_detector("detr")
+    annotations = coco_set(tmp_path, detector)
+    expected = evaluate(detector, annotations, tmp_path, batch_size=2)
+    assert expected.ap > 0
+    assert evaluate(Borrowed(detector), annotations, tmp_path, batch_size=2).ap == pytest.approx(
+        expected.ap, abs=1e-6
+    )
+    picture = min(tmp_path.glob("*.png"))
+    picture.write_bytes(b"")
+    with pytest.raises(DetrKitError, match=picture.name):
+        evaluate(Borrowed(detector), annotations, tmp_path)
+    with pytest.warns(SkippedPicturesWarning, match=picture.name):
+        skipping = evaluate(Borrowed(detector), annotations, tmp_path, on_bad_image="skip")
+    with pytest.warns(SkippedPicturesWarning, match=picture.name):
+        same = evaluate(detector, annotations, tmp_path, on_bad_image="skip")
+    assert skipping.ap == pytest.approx(same.ap, abs=1e-6)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +75,10 @@ def test_order_batches_and_sizes() -> None:
     found = own.predict(pictures, batch_size=2)
     assert [one.names for one in found] == [["cat"], ["dog"], ["cat"]]
     assert [one.boxes_xyxy[0, 2:].tolist() for one in found] == [[30, 20], [20, 31], [90, 20]]
-    assert [batch.sizes_hw for batch in own.model.batches] == [  # type: ignore[union-attr]
-        ((16, 24), (24, 16)),
-        ((9, 40),),
-    ]
+    seen = [batch.sizes_hw for batch in own.model.batches]  # type: ignore[union-attr]
+    assert seen == [((16, 24),), ((24, 16),), ((9, 40),)]  # none is padded
     (again,) = own.predict(pictures[1])
-    np.testing.assert_allclose(again.scores, found[1].scores, rtol=1e-6)
+    assert (again.scores == found[1].scores).all()
 
 
 def test_threshold() -> None:
@@ -152,3 +151,62 @@ def test_what_is_no_checkpoint_is_told_what_would_be(tmp_path: Path) -> None:
         Detector.from_checkpoint(tmp_path / "weights.pth")
     with pytest.raises(DetrKitError, match=r"gone: does not exist; expected"):
         Detector.from_checkpoint(tmp_path / "gone")
+
+
+def test_half_precision_is_that_of_the_model_not_of_the_answer() -> None:
+    torch.manual_seed(0)
+    numbers = resolve(
+        ModelConfig(
+            name="yolos_small",
+            depth=2,
+            hidden_dim=24,
+            num_heads=2,
+            feedforward_dim=32,
+            num_queries=4,
+            position_size_hw=(32, 32),
+        )
+    )
+    model = build_model(numbers, num_classes=len(TABLE))
+    image = np.random.default_rng(0).integers(0, 255, (48, 33, 3), dtype=np.uint8)
+    (full,) = Detector(model, TABLE, PREPROCESSING, "cpu").predict(image, threshold=0)
+    half = Detector(model, TABLE, PREPROCESSING, "cpu", precision="bf16")
+    (rounded,) = half.predict(image, threshold=0)
+    assert rounded.scores.dtype == np.float32
+    assert 0 < np.abs(np.sort(full.scores) - np.sort(rounded.scores)).max() < 0.02
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    with pytest.raises(DetrKitError, match="precision 'int4': one of fp32, bf16, fp16"):
+        Detector(model, TABLE, PREPROCESSING, precision="int4")  # type: ignore[arg-type]
+
+
+def test_threads_get_what_each_would_get_alone() -> None:
+    own = detector()
+    generator = np.random.default_rng(0)
+    sizes = [(20, 30), (31, 20), (20, 90), (16, 16)] * 6
+    pictures = [generator.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+    alone = [own.predict(picture, threshold=0)[0] for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda picture: own.predict(picture, threshold=0)[0], pictures))
+    for one, other in zip(alone, together, strict=True):
+        assert (one.scores == other.scores).all()
+        assert (one.boxes_xyxy == other.boxes_xyxy).all()
+
+
+def test_tensors_are_pictures_too() -> None:
+    own = detector()
+    (expected,) = own.predict(picture("red"), threshold=0)
+    pixels = torch.from_numpy(np.asarray(picture("red")).copy()).permute(2, 0, 1)
+    for tensor in (pixels, pixels / 255.0):
+        (found,) = own.predict(tensor, threshold=0)
+        assert (found.scores == expected.scores).all()
+    assert len(own.predict(torch.stack([pixels] * 3))) == 3
+    with pytest.raises(DetrKitError, match=r"floats must be in \[0, 1\]"):
+        own.predict(pixels.float())
+    with pytest.raises(DetrKitError, match=r"must be \(1, H, W\) or \(3, H, W\)"):
+        own.predict(pixels.permute(1, 2, 0))
+
+
+def test_warming_up_runs_the_model_for_each_size() -> None:
+    own = detector()
+    own.warm_up([(20, 30), (40, 40)], batch_size=2)
+    seen = [batch.sizes_hw for batch in own.model.batches]  # type: ignore[union-attr]
+    assert seen == [((16, 24),) * 2, ((16, 16),) * 2]
