@@ -39,20 +39,29 @@ REQUIRED = [
     "tensorboard>=2.20",
     "typer>=0.26",
 ]
+OF_INFERENCE = {
+    "onnx": ["onnx>=1.19", "onnxscript>=0.6", "onnxruntime>=1.20"],
+    "demo": ["gradio>=6.0"],
+    "track": ["norfair-enough>=2.4"],
+}
 EXTRAS = {
+    **OF_INFERENCE,
     "timm": ["timm>=1.0.26"],
-    "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
-    "demo": ["gradio>=5.30"],
     "wandb": ["wandb>=0.20.1"],
     "mlflow": ["mlflow>=3.1"],
     "test": [
+        *OF_INFERENCE["onnx"],
+        *OF_INFERENCE["demo"],
+        *OF_INFERENCE["track"],
         "hypothesis>=6.100",
         "import-linter>=2.15",
         "mypy>=1.15",
+        "pandas>=2.2",
         "pytest>=8.3",
         "pytest-cov>=6.0",
         "pytest-xdist>=3.6.1",
         "ruff>=0.12",
+        "supervision>=0.31",
         "timm>=1.0.26",
         "transformers>=5.10.4",
     ],

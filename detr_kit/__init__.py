@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from detr_kit.errors import DetrKitError
     from detr_kit.evaluation.coco import CocoMetrics, evaluate_results
     from detr_kit.evaluation.run import evaluate
+    from detr_kit.export.onnx_detector import OnnxDetector
     from detr_kit.inference.detector import Detector
+    from detr_kit.inference.tiles import predict_tiled
+    from detr_kit.inference.video import predict_video
     from detr_kit.training.run import resume, train
 
 __version__ = "0.1.0"
@@ -24,9 +27,12 @@ _HOMES = {
     "Detections": "detr_kit.detections",
     "Detector": "detr_kit.inference.detector",
     "DetrKitError": "detr_kit.errors",
+    "OnnxDetector": "detr_kit.export.onnx_detector",
     "check": "detr_kit.data.checks.run",
     "evaluate": "detr_kit.evaluation.run",
     "evaluate_results": "detr_kit.evaluation.coco",
+    "predict_tiled": "detr_kit.inference.tiles",
+    "predict_video": "detr_kit.inference.video",
     "resume": "detr_kit.training.run",
     "train": "detr_kit.training.run",
 }
@@ -36,10 +42,13 @@ __all__ = [
     "Detections",
     "Detector",
     "DetrKitError",
+    "OnnxDetector",
     "__version__",
     "check",
     "evaluate",
     "evaluate_results",
+    "predict_tiled",
+    "predict_video",
     "resume",
     "train",
 ]

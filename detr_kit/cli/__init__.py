@@ -11,11 +11,22 @@ from typing import Annotated, Any
 
 import typer
 
-from detr_kit.cli import conversions, data, detectors, evaluation, runs, training
+from detr_kit.cli import (
+    conversions,
+    data,
+    demo,
+    detectors,
+    evaluation,
+    exporting,
+    latency,
+    prediction,
+    runs,
+    training,
+)
 from detr_kit.errors import DetrKitError, DetrKitWarning
 
 app = typer.Typer(
-    help="Object detection with transformers: train, evaluate and run DETR and YOLOS.",
+    help="Object detection with transformers: train, evaluate and ship DETR and YOLOS.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -29,7 +40,18 @@ def _common(
     """Listed in the help; `main` reads it."""
 
 
-for commands in (training, runs, evaluation, detectors, data, conversions):
+for commands in (
+    training,
+    runs,
+    evaluation,
+    prediction,
+    exporting,
+    latency,
+    demo,
+    detectors,
+    data,
+    conversions,
+):
     commands.register(app)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from detr_kit.cli.options import Checkpoint
+from detr_kit.cli.options import AnyDetector
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo_command(
-    checkpoint: Checkpoint,
+    checkpoint: AnyDetector,
     examples: Annotated[
         Path | None, typer.Option(help="Folder of pictures to choose from on the page.")
     ] = None,

@@ -1,4 +1,4 @@
-"""Commands that use a detector, or tell or change what it is."""
+"""Commands that tell or change what a detector is."""
 
 from __future__ import annotations
 
@@ -9,48 +9,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from detr_kit.cli.options import BatchSize, Checkpoint
+from detr_kit.cli.options import Checkpoint
 
 
 def register(app: typer.Typer) -> None:
-    app.command("predict")(predict_command)
     app.command("info")(info_command)
     app.command("convert")(convert_command)
-
-
-def predict_command(
-    checkpoint: Checkpoint,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, folders.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Write drawn pictures into this folder."),
-    ] = None,
-    json_out: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write the detections to this COCO results json."),
-    ] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score to keep.")] = 0.5,
-    batch_size: BatchSize = 8,
-    device: str | None = None,
-) -> None:
-    """Find objects in pictures."""
-    from detr_kit.inference.detector import Detector
-    from detr_kit.inference.files import predict_files
-
-    detector = Detector.from_checkpoint(checkpoint, device=device)
-    found = predict_files(
-        detector, inputs, out=out, json_path=json_out, threshold=threshold, batch_size=batch_size
-    )
-    console = Console(soft_wrap=True)
-    if out is None and json_out is None:
-        for picture, detections in found:
-            objects = zip(detections.names, detections.scores, strict=True)
-            text = ", ".join(f"{name} {score:.2f}" for name, score in objects)
-            console.print(f"{picture}: {text or 'nothing found'}", highlight=False, markup=False)
-    count = sum(len(detections) for _, detections in found)
-    places = ", ".join(str(place) for place in (out, json_out) if place is not None)
-    summary = f"{len(found)} pictures, {count} objects" + (f": {places}" if places else "")
-    console.print(summary, highlight=False, markup=False)
 
 
 def info_command(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from detr_kit.cli.options import Annotations, BatchSize, Checkpoint
+from detr_kit.cli.options import Annotations, AnyDetector, BatchSize
 from detr_kit.errors import DetrKitError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
 
 
 def eval_command(
-    checkpoint: Checkpoint,
+    checkpoint: AnyDetector,
     annotations: Annotations,
     images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
     json_out: JsonOut = None,
@@ -85,10 +85,10 @@ def eval_command(
     from detr_kit.evaluation.coco import evaluation_of
     from detr_kit.evaluation.results import write_results
     from detr_kit.evaluation.run import find_in_dataset
-    from detr_kit.inference.detector import Detector
+    from detr_kit.export.opening import open_predictor
 
     found = find_in_dataset(
-        Detector.from_checkpoint(checkpoint, device=device),
+        open_predictor(checkpoint, device=device),
         annotations,
         images,
         batch_size=batch_size,
@@ -209,18 +209,15 @@ def _area(text: str) -> tuple[str, tuple[float, float]]:
 
 def _require_outputs(inputs: list[Path], **outputs: Path | None) -> None:
     """Raise DetrKitError where a file to write is one that was given, or two are one."""
-    from detr_kit.files import is_one_of
+    from detr_kit.outputs import require_output
 
     written: set[Path] = set()
-    for option, path in outputs.items():
+    for name, path in outputs.items():
         if path is None:
             continue
-        if path.is_dir():
-            raise DetrKitError(f"--{option} {path}: it is a folder; name a file to write")
-        if is_one_of(path, inputs):
-            raise DetrKitError(f"--{option} {path}: it is a file to read; choose another to write")
+        require_output(path, inputs, option=f"--{name}")
         if path.resolve() in written:
-            raise DetrKitError(f"--{option} {path}: another output has that name too")
+            raise DetrKitError(f"--{name} {path}: another output has that name too")
         written.add(path.resolve())
 
 

@@ -20,3 +20,11 @@ Checkpoint = Annotated[
         help="Run or checkpoint folder, official .pth, Hugging Face folder or hub name.",
     ),
 ]
+AnyDetector = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Run or checkpoint folder, exported .onnx, official .pth, Hugging Face folder or hub "
+        "name.",
+    ),
+]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from rich.progress import Progress
 from detr_kit.detections import Detections
 from detr_kit.errors import DetrKitError
 from detr_kit.files import atomic_write
-from detr_kit.images import ImageError, ImageInput
+from detr_kit.images import ImageError
 from detr_kit.inference.inputs import IMAGE_SUFFIXES, expand_inputs, image_ids_of
-from detr_kit.inference.overlaps import suppress
 from detr_kit.inference.predictor import Predictor
 from detr_kit.inference.thresholds import Threshold
 from detr_kit.inference.tiles import predict_tiled
@@ -62,8 +60,20 @@ def predict_files(
     if tile is None:
         stream = predictor.stream(due, threshold, batch_size, nms=nms, on_unreadable=on_unreadable)
     else:
-        look = partial(predict_tiled, tile=tile, overlap=overlap, batch_size=batch_size)
-        stream = _tiled(look, predictor, due, threshold, nms, on_unreadable)
+
+        def in_tiles(picture: Path) -> Detections:
+            return predict_tiled(
+                predictor,
+                picture,
+                threshold,
+                tile=tile,
+                overlap=overlap,
+                batch_size=batch_size,
+                nms=nms,
+            )
+
+        tiled = ((picture, _readable(in_tiles, picture, on_unreadable)) for picture in due)
+        stream = ((picture, found) for picture, found in tiled if found is not None)
     found: list[tuple[Path, Detections]] = []
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -80,25 +90,13 @@ def predict_files(
     return found
 
 
-def _tiled(
-    look: Callable[..., Detections],
-    predictor: Predictor,
-    pictures: Iterable[Path],
-    threshold: Threshold,
-    nms: float | None,
-    on_unreadable: Callable[[ImageError], None] | None,
-) -> Iterator[tuple[ImageInput, Detections]]:
-    for picture in pictures:
-        found = _readable(partial(look, predictor, picture, threshold), on_unreadable)
-        if found is not None:
-            yield picture, found if nms is None else suppress(found, nms)
-
-
 def _readable(
-    look: Callable[[], Detections], on_unreadable: Callable[[ImageError], None] | None
+    detect: Callable[[Path], Detections],
+    picture: Path,
+    on_unreadable: Callable[[ImageError], None] | None,
 ) -> Detections | None:
     try:
-        return look()
+        return detect(picture)
     except ImageError as error:
         if on_unreadable is None:
             raise

@@ -41,7 +41,7 @@ scores, and knows neither views nor their borders.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,7 @@ TOLERANCE = 0.05  # a side of a box is known to this share of its length
 # What a view's score counts for when the box of one view is taken.
 HOLDS_ALL, FULL_VIEW, NEARLY_ALL = 1.0, 0.5, 0.1
 
+_PAIRS = 1 << 14  # that are measured at once
 _LOW_LOW, _HIGH_HIGH = [0, 1, 0, 1], [2, 3, 2, 3]
 
 
@@ -154,7 +155,10 @@ def _groups(sightings: _Sightings, a: np.ndarray, b: np.ndarray) -> list[np.ndar
             for row in other:
                 group_of[row] = one
 
-    surely, perhaps = _agreeing(sightings, a, b)
+    agreement = _by_parts(_agreement, sightings, a, b)
+    surely = _best_first(sightings, a, b, agreement, agreement >= AGREEMENT)
+    weak = (agreement >= WEAK_AGREEMENT) & (agreement < AGREEMENT)
+    perhaps = _best_first(sightings, a, b, agreement, weak)
     for first, second in surely:
         join(first, second)
     agreeing = {*surely, *perhaps}
@@ -162,7 +166,12 @@ def _groups(sightings: _Sightings, a: np.ndarray, b: np.ndarray) -> list[np.ndar
         across = itertools.product(group_of[first], group_of[second])
         if all((min(rows), max(rows)) in agreeing for rows in across):
             join(first, second)
-    remains = _remains(sightings, np.concatenate([a, b]), np.concatenate([b, a]))
+
+    parts, wholes = np.concatenate([a, b]), np.concatenate([b, a])
+    share = _by_parts(_share_of_remains, sightings, parts, wholes)
+    alike = sightings.category_ids[parts] == sightings.category_ids[wholes]
+    remains = _best_first(sightings, parts, wholes, share, alike & (share >= PART))
+    remains += _best_first(sightings, parts, wholes, share, ~alike & (share >= PART))
     explained = set(remains)
     for part, whole in remains:
         if all((row, whole) in explained for row in group_of[part]):
@@ -170,10 +179,29 @@ def _groups(sightings: _Sightings, a: np.ndarray, b: np.ndarray) -> list[np.ndar
     return [np.array(rows) for row, rows in enumerate(group_of) if rows[0] == row]
 
 
-def _agreeing(
-    sightings: _Sightings, a: np.ndarray, b: np.ndarray
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Return the pairs of rows that agree where both views look, surely and weakly, best first."""
+def _by_parts(
+    measure: Callable[[_Sightings, np.ndarray, np.ndarray], np.ndarray],
+    sightings: _Sightings,
+    a: np.ndarray,
+    b: np.ndarray,
+) -> np.ndarray:
+    """Measure pairs (P,) some at a time: there may be many, and few that count."""
+    starts = range(0, max(len(a), 1), _PAIRS)
+    parts = [slice(start, start + _PAIRS) for start in starts]
+    return np.concatenate([measure(sightings, a[part], b[part]) for part in parts])
+
+
+def _best_first(
+    sightings: _Sightings, a: np.ndarray, b: np.ndarray, measure: np.ndarray, wanted: np.ndarray
+) -> list[tuple[int, int]]:
+    """Return the wanted pairs of rows."""
+    a, b, measure = a[wanted], b[wanted], measure[wanted]
+    order = np.argsort(-measure * sightings.scores[a] * sightings.scores[b], kind="stable")
+    return list(zip(a[order].tolist(), b[order].tolist(), strict=True))
+
+
+def _agreement(sightings: _Sightings, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the IoU (P,) where both views look; 0 where class or borders forbid one object."""
     boxes_a, boxes_b = sightings.boxes_xyxy[a], sightings.boxes_xyxy[b]
     reaches_a, reaches_b = sightings.reaches[a], sightings.reaches[b]
     agreement = paired_ious(_cut(boxes_a, reaches_b), _cut(boxes_b, reaches_a))
@@ -181,36 +209,24 @@ def _agreeing(
     for part, reach, whole in ((boxes_a, reaches_a, boxes_b), (boxes_b, reaches_b, boxes_a)):
         beyond, at_border = _borders(part, reach, whole)
         agreement[(beyond & ~at_border).any(axis=1)] = 0
-    order = np.argsort(-agreement * sightings.scores[a] * sightings.scores[b], kind="stable")
-    surely = order[agreement[order] >= AGREEMENT]
-    perhaps = order[(agreement[order] >= WEAK_AGREEMENT) & (agreement[order] < AGREEMENT)]
-    return _as_pairs(a[surely], b[surely]), _as_pairs(a[perhaps], b[perhaps])
+    return agreement
 
 
-def _remains(sightings: _Sightings, parts: np.ndarray, wholes: np.ndarray) -> list[tuple[int, int]]:
-    """Return the pairs of rows whose first is what a border left of the second, the best first."""
-    part, reach, whole = (
-        sightings.boxes_xyxy[parts],
-        sightings.reaches[parts],
-        sightings.boxes_xyxy[wholes],
-    )
+def _share_of_remains(sightings: _Sightings, parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Return the share (P,) of a box in another that a border cut; 0 where it is no remains."""
+    part, whole = sightings.boxes_xyxy[parts], sightings.boxes_xyxy[wholes]
+    reach = sightings.reaches[parts]
     beyond, at_border = _borders(part, reach, whole)
     slack = TOLERANCE * (whole[:, 2:] - whole[:, :2])
     grown = np.concatenate([whole[:, :2] - slack, whole[:, 2:] + slack], axis=1)
     share = areas(intersect(part, grown)) / areas(part)
     share[~(beyond & at_border).any(axis=1)] = 0
-    alike = sightings.category_ids[parts] == sightings.category_ids[wholes]
     share[areas(part) < FILLED * areas(_cut(whole, reach))] = 0
     seen = areas(intersect(part, sightings.reaches[wholes])) / areas(part)
-    scores, others = sightings.scores[parts], sightings.scores[wholes]
-    share[~alike & ((seen < 1 - TOLERANCE) | (others < scores / 2))] = 0
-    order = np.lexsort((-share * scores * others, ~alike))
-    order = order[share[order] >= PART]
-    return _as_pairs(parts[order], wholes[order])
-
-
-def _as_pairs(first: np.ndarray, second: np.ndarray) -> list[tuple[int, int]]:
-    return list(zip(first.tolist(), second.tolist(), strict=True))
+    alike = sightings.category_ids[parts] == sightings.category_ids[wholes]
+    unsure = sightings.scores[wholes] < sightings.scores[parts] / 2
+    share[~alike & ((seen < 1 - TOLERANCE) | unsure)] = 0
+    return share
 
 
 def _borders(

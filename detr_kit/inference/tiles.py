@@ -57,7 +57,7 @@ def predict_tiled(
 
     An array (an `np.memmap` too) is cut before anything is converted or copied, and `batch_size`
     tiles are in work at once, so memory depends on them alone. Of a file or a PIL image all pixels
-    are held, 3 bytes each, and 7 while it is decoded.
+    are held, 3 bytes each, and some 10 while it is decoded.
 
     A view's detections count from half of the threshold on, as a cut part may be surer than the
     whole; what is returned meets the threshold. `nms` as in `predict`, within each view.
@@ -128,10 +128,11 @@ def _in_full_view(predictor: Predictor, pixels: np.ndarray, tile: int) -> Detect
     size_hw = (pixels.shape[0], pixels.shape[1])
     target_hw = predictor.preprocessing.size_rule.target_hw(size_hw)
     if math.prod(target_hw) < math.prod(size_hw):
+        # Not prepared again: a size rule may give its own result another size.
         shown = shrink(pixels, target_hw, tile)
     else:
-        shown = _pixels_of(pixels, (0, 0, size_hw[1], size_hw[0]))
-    (found,) = predictor.detect([predictor.prepare(shown)], [size_hw], ["full view"])
+        shown = predictor.prepare(_pixels_of(pixels, (0, 0, size_hw[1], size_hw[0])))
+    (found,) = predictor.detect([shown], [size_hw], ["full view"])
     return found
 
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 # Below so many multiplications there is too little to gain, or the call costs more.
 _MIN_WORK = 1 << 24
-_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+onednn_product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class Linear(nn.Linear):
@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        _onednn is not None
+        onednn_product is not None
         and not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -49,8 +49,8 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    assert _onednn is not None
-    return _onednn(x, weight, bias, "none", [], "")
+    assert onednn_product is not None
+    return onednn_product(x, weight, bias, "none", [], "")
 
 
 class _OneDNNLinear(torch.autograd.Function):

@@ -71,6 +71,16 @@ def test_info_of_config_and_checkpoint(workplace: Path, run) -> None:  # type: i
     assert count_gflops(model, (32, 32)) * 1e9 == patches + block + heads
 
 
+def test_products_of_every_size_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones take another way on CPUs; without it, the counter knows all by itself."""
+    small = {"hidden_dim": 128, "num_heads": 2, "depth": 2, "num_queries": 10}
+    numbers = resolve(ModelConfig(name="yolos_small", feedforward_dim=512, **small))
+    model = build_model(numbers, 4)
+    counted = count_gflops(model, (512, 512))
+    monkeypatch.setattr("detr_kit.models.linear.onednn_product", None)
+    assert count_gflops(model, (512, 512)) == counted
+
+
 def test_info_of_a_detr(run) -> None:  # type: ignore[no-untyped-def]
     recipe = Path(__file__).parents[2] / "configs" / "detr_r50.yaml"
     code, out, _ = run("info", str(recipe), "--size", "64", "64")

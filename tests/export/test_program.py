@@ -275,3 +275,11 @@ def test_timm_networks_that_cannot_be_exported_are_named() -> None:
         export_program(small_model("lite0", padding="official"), TABLE, mask=False)
     with pytest.raises(DetrKitError, match="hgnetv2_b0 cannot be exported for pictures of any"):
         export_program(small_model("lite0", backbone="timm/hgnetv2_b0"), TABLE)
+
+
+def test_a_pooling_that_rounds_up_is_not_taken_to_hold_for_every_size() -> None:
+    """Whether its last window starts inside the picture depends on the size."""
+    model = small_model("detr")
+    model.backbone.body.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+    with pytest.raises(Exception, match="Constraints violated"):
+        export_program(model, TABLE, mask=False)

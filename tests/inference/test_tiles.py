@@ -310,6 +310,25 @@ class TestPixels:
         assert np.abs(shrink(pixels, target_hw, side) - expected).max() <= 1
 
 
+def test_the_full_view_is_resized_once() -> None:
+    """The size rule makes 47 x 79 of this picture, and 48 x 80 of that."""
+    seen: list[SizeHW] = []
+
+    class Noting(Perfect):
+        def prepare(self, image: np.ndarray) -> np.ndarray:
+            return self.preprocessing.apply(image)
+
+        def detect(self, resized: Sequence[np.ndarray], *told: object) -> list[Detections]:
+            seen.extend(picture.shape[:2] for picture in resized)
+            nothing = Detections(np.empty((0, 4)), np.empty(0), np.empty(0), [])
+            return [nothing] * len(resized)
+
+    detector = Noting([])
+    detector.preprocessing = Preprocessing(SizeRule("detr", 48, 80), (0, 0, 0), (1, 1, 1))
+    predict_tiled(detector, np.zeros((90, 153, 3), np.uint8), tile=90)
+    assert seen[-1] == (47, 79)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,7 +14,7 @@ SHAPE = (2, 150, 256)  # of tokens, which a layer maps to as many channels: enou
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The results of oneDNN's products so far."""
-    if module._onednn is None or not torch.backends.mkldnn.is_available():
+    if module.onednn_product is None or not torch.backends.mkldnn.is_available():
         pytest.skip("this build of torch has no oneDNN")
     made: list[Tensor] = []
     product = module._product

@@ -129,7 +129,7 @@ def look(way: str, folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def memory_kb(field: str) -> int:
-    """Return a line of Linux's account: VmRSS is now, RssFile mapped files, VmHWM the most so far."""
+    """Return a figure of Linux: VmRSS is now, RssFile mapped files, VmHWM the most so far."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])

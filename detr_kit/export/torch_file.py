@@ -1,0 +1,58 @@
+"""Writing a detector as PyTorch's own exported program, checked as ONNX files are."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from detr_kit.errors import DetrKitError
+from detr_kit.export.check import Arrays, Difference, differences, require_close
+from detr_kit.export.metadata import ExportOptions, FileMetadata
+from detr_kit.export.onnx_file import Exported, ExportReport, plain_copy
+from detr_kit.export.program import export_program, save_program
+
+
+def export_torch(
+    detector: Exported,
+    path: str | Path,
+    *,
+    mask: bool = True,
+    postprocess: bool = False,
+    check: bool = True,
+) -> ExportReport:
+    """Write a detector as a `.pt2` file, which `torch.export.load` reads without detr_kit.
+
+    Arguments, check and errors are those of `export_onnx`, inputs and outputs those of
+    `detr_kit.export.program.export_program`. The file says nothing of categories and
+    preprocessing.
+    """
+    started = time.perf_counter()
+    target = Path(path)
+    if target.suffix.lower() != ".pt2":
+        raise DetrKitError(f"{path}: the name of an exported program ends in .pt2")
+    options = ExportOptions(mask, False, postprocess, "fp32")
+    model = plain_copy(detector.model)
+    program = export_program(model, detector.categories, mask=mask, postprocess=postprocess)
+    found: tuple[Difference, ...] = ()
+    if check:
+        module = program.module()
+
+        def run(inputs: Arrays) -> Arrays:
+            with torch.inference_mode():
+                outputs = module(*(torch.from_numpy(value) for value in inputs.values()))
+            return {name: value.numpy() for name, value in outputs.items()}
+
+        metadata = FileMetadata(detector.categories, detector.preprocessing, options)
+        found = tuple(differences(run, model, metadata))
+        require_close(found, "fp32", str(path))
+    save_program(program, target)
+    return ExportReport(
+        target,
+        options,
+        opset=None,
+        size_bytes=target.stat().st_size,
+        seconds=time.perf_counter() - started,
+        differences=found,
+    )

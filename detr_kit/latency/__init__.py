@@ -1,0 +1,1 @@
+"""How long detectors take on this machine."""
