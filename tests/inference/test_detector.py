@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,12 +109,13 @@ def test_output_that_is_not_finite_names_the_picture(tmp_path: Path) -> None:
         broken.predict([tmp_path / "red.png", picture("red")])
 
 
-def saved_yolos(folder: Path) -> nn.Module:
+def small_yolos() -> tuple[nn.Module, dict[str, Any]]:
+    """Return the same random model every time, and its numbers."""
     torch.manual_seed(0)
     numbers = resolve(
         ModelConfig(
             name="yolos_small",
-            depth=1,
+            depth=2,
             hidden_dim=24,
             num_heads=2,
             feedforward_dim=32,
@@ -121,7 +123,11 @@ def saved_yolos(folder: Path) -> nn.Module:
             position_size_hw=(32, 32),
         )
     )
-    model = build_model(numbers, num_classes=len(TABLE))
+    return build_model(numbers, num_classes=len(TABLE)), numbers
+
+
+def saved_yolos(folder: Path) -> nn.Module:
+    model, numbers = small_yolos()
     save_detector(folder, model, DetectorSpec(numbers, TABLE, PREPROCESSING))
     return model
 
@@ -154,19 +160,7 @@ def test_what_is_no_checkpoint_is_told_what_would_be(tmp_path: Path) -> None:
 
 
 def test_half_precision_is_that_of_the_model_not_of_the_answer() -> None:
-    torch.manual_seed(0)
-    numbers = resolve(
-        ModelConfig(
-            name="yolos_small",
-            depth=2,
-            hidden_dim=24,
-            num_heads=2,
-            feedforward_dim=32,
-            num_queries=4,
-            position_size_hw=(32, 32),
-        )
-    )
-    model = build_model(numbers, num_classes=len(TABLE))
+    model, _ = small_yolos()
     image = np.random.default_rng(0).integers(0, 255, (48, 33, 3), dtype=np.uint8)
     (full,) = Detector(model, TABLE, PREPROCESSING, "cpu").predict(image, threshold=0)
     half = Detector(model, TABLE, PREPROCESSING, "cpu", precision="bf16")
