@@ -199,11 +199,12 @@ def test_a_device_that_is_not_there_is_named() -> None:
         open_predictor(exported_file("plain").path, device="cuda")
 
 
-@pytest.mark.parametrize("preprocess", [False, True])
-@pytest.mark.parametrize("postprocess", [False, True])
-def test_boxes_are_of_the_size_that_is_named(preprocess: bool, postprocess: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"), [("yolos", {}), ("plain", {"preprocess": True, "postprocess": True})]
+)
+def test_boxes_are_of_the_size_that_is_named(kind: str, options: dict[str, bool]) -> None:
     """A picture may stand for a larger one that it was shrunk from."""
-    detector = detector_of("detr", mask=False, preprocess=preprocess, postprocess=postprocess)
+    detector = detector_of(kind, **options)
     prepared = detector.prepare(PICTURES[0])
     height, width = PICTURES[0].shape[:2]
     (own,) = detector.detect([prepared], [(height, width)], ["one"])
