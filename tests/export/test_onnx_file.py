@@ -13,6 +13,7 @@ from detr_kit.export import assembly, check, core_graph, onnx_file
 from detr_kit.export.onnx_file import export_onnx
 from detr_kit.export.preprocessing_graph import OPSET
 from tests.export.onnx_files import exported_file, small_detector
+from tests.export.small_models import MODELS
 
 KINDS = ("plain", "yolos")
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
@@ -165,6 +166,28 @@ def test_a_model_that_is_too_large_for_a_file_is_refused(
     monkeypatch.setattr(core_graph, "_LARGEST_BYTES", 1000)
     with pytest.raises(DetrKitError, match="one ONNX file holds less than 2"):
         export_onnx(small_detector("plain"), tmp_path / "a.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "mask"),
+    [
+        ("group", True),
+        ("learned", True),
+        ("dc5", True),
+        ("lite0", True),
+        ("lite0_batch", False),
+        ("squeeze", False),
+        ("official", True),
+        ("yolos_first", True),
+        ("yolos_official", True),
+    ],
+)
+def test_every_kind_of_model_becomes_a_file(kind: str, mask: bool) -> None:
+    if "timm" in str(MODELS[kind][1].get("backbone")):
+        pytest.importorskip("timm")
+    report = exported_file(kind, mask=mask)
+    assert len(report.differences) == len(check.ALL_CASES)
 
 
 @pytest.mark.parametrize(
