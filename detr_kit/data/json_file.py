@@ -51,7 +51,7 @@ def decode_json(path: Path, content: bytes, type_: type[T]) -> T:
 
 def _not_coco(path: Path, content: bytes, error: Exception) -> DetrKitError:
     fault = str(error)
-    if content.lstrip()[:1] == b"[":
+    if bytes(content).lstrip()[:1] == b"[":  # a part of a file is msgspec's own kind of bytes
         fault = "it holds a list, as a file of results, not images, annotations and categories"
     return DetrKitError(f"{path}: not a COCO annotation file: {fault}")
 
