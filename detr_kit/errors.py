@@ -8,6 +8,12 @@ class DetrKitError(Exception):
     """
 
 
+def require(holds: bool, message: str) -> None:
+    """Raise DetrKitError with the message unless something holds."""
+    if not holds:
+        raise DetrKitError(message)
+
+
 class DetrKitWarning(UserWarning):
     """Something a user gave may be wrong, or could not be done as asked; work goes on.
 

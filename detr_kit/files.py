@@ -33,6 +33,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_onnx_file(path: str | Path) -> bool:
+    """Return whether a name is that of an ONNX file, which ends in .onnx in any case."""
+    return Path(path).suffix.lower() == ".onnx"
+
+
 def is_one_of(path: str | Path, others: Iterable[str | Path]) -> bool:
     """Return whether `path` exists and is one of other files, whatever they are called."""
     if not Path(path).exists():

@@ -21,6 +21,7 @@ from detr_kit.checkpoints.official import open_official
 from detr_kit.checkpoints.opened import OpenedCheckpoint, changed_architecture
 from detr_kit.checkpoints.reading import read_checkpoint, read_tensors
 from detr_kit.errors import DetrKitError
+from detr_kit.files import is_onnx_file
 
 _ACCEPTED = (
     f"expected a folder with {SPEC_FILE} and {MODEL_FILE}, a run's folder with such a best/ in "
@@ -114,7 +115,7 @@ def _open_named(
 def _open_weights(
     path: Path, architecture: Mapping[str, Any] | None, categories: Mapping[int, str] | None
 ) -> OpenedCheckpoint:
-    if path.suffix.lower() in (".onnx", ".pt2"):
+    if is_onnx_file(path) or path.suffix.lower() == ".pt2":
         raise DetrKitError(f"{path}: an exported file; give the checkpoint that it was made of")
     content = read_checkpoint(path)
     if "model.query_position_embeddings.weight" in content.tensors or (

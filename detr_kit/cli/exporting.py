@@ -11,6 +11,7 @@ from rich.table import Table
 
 from detr_kit.cli.options import Checkpoint
 from detr_kit.errors import DetrKitError
+from detr_kit.files import is_onnx_file
 
 if TYPE_CHECKING:
     from detr_kit.export.onnx_file import ExportReport
@@ -63,7 +64,7 @@ def export_command(
         raise DetrKitError("--annotations and --images belong together")
     if form == "torch":
         _require_plain(preprocess=preprocess, precision=precision, annotations=annotations)
-    if Path(checkpoint).suffix.lower() == ".onnx":
+    if is_onnx_file(checkpoint):
         raise DetrKitError(f"{checkpoint}: is exported already; give what it was exported from")
 
     from detr_kit.inference.detector import Detector

@@ -25,7 +25,7 @@ from detr_kit.export.check import (
 )
 from detr_kit.export.metadata import ExportOptions, FileMetadata, Precision
 from detr_kit.export.runtime import open_session, require_export_tools, run_session
-from detr_kit.files import atomic_write
+from detr_kit.files import atomic_write, is_onnx_file
 from detr_kit.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def export_onnx(
     """
     started = time.perf_counter()
     target = Path(path)
-    if target.suffix.lower() != ".onnx":
+    if not is_onnx_file(target):
         raise DetrKitError(f"{path}: an ONNX file's name ends in .onnx")
     options = ExportOptions(
         mask=not preprocess if mask is None else mask,

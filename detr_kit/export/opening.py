@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detr_kit.errors import DetrKitError
+from detr_kit.files import is_onnx_file
 from detr_kit.inference.predictor import Predictor
 
 _SAYS_NOTHING = (None, False, "fp32")  # the defaults, which commands hand over too
@@ -20,7 +21,7 @@ def open_predictor(
     is torch's name for one. An ONNX file runs on the CPU unless the device says `cuda`, takes no
     other options, and torch is not imported for it.
     """
-    if Path(source).suffix.lower() == ".onnx":
+    if is_onnx_file(source):
         from detr_kit.export.onnx_detector import OnnxDetector
         from detr_kit.export.runtime import providers_of
 

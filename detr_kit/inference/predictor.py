@@ -20,7 +20,7 @@ from PIL import Image
 
 from detr_kit.categories import CategoryTable
 from detr_kit.detections import Detections
-from detr_kit.errors import DetrKitError
+from detr_kit.errors import DetrKitError, require
 from detr_kit.images import (
     TOO_LARGE,
     UNREADABLE,
@@ -107,8 +107,8 @@ class Predictor(ABC):
         """
         if not isinstance(images, (str, Path)) and _is_one(images):
             raise DetrKitError("stream takes several pictures; give a single one to predict")
-        _require(batch_size >= 1, f"batch_size: expected at least 1, got {batch_size}")
-        _require(nms is None or 0 <= nms <= 1, f"nms: expected an IoU of 0 to 1, got {nms}")
+        require(batch_size >= 1, f"batch_size: expected at least 1, got {batch_size}")
+        require(nms is None or 0 <= nms <= 1, f"nms: expected an IoU of 0 to 1, got {nms}")
         by_category = resolve_thresholds(threshold, self.categories)
         least = by_category if isinstance(threshold, Mapping) else threshold
         pictures = expand_inputs([images]) if isinstance(images, (str, Path)) else images
@@ -234,8 +234,3 @@ def _named(error: DetrKitError, name: str) -> ImageError:
     """Say of which picture an error speaks; those of files do."""
     reason = error.args[1] if isinstance(error, ImageError) else str(error)
     return ImageError(name, reason)
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise DetrKitError(message)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from detr_kit.detections import Detections
-from detr_kit.errors import DetrKitError, DetrKitWarning
+from detr_kit.errors import DetrKitWarning, require
 from detr_kit.images import ImageInput, read_image
 from detr_kit.inference.merging import merge_views
 from detr_kit.inference.overlaps import suppress
@@ -64,10 +64,10 @@ def predict_tiled(
 
     Raises DetrKitError as `predict`, and for a tile below 1 or an overlap outside [0, 1).
     """
-    _require(tile >= 1, f"tile: expected at least 1 pixel, got {tile}")
-    _require(0 <= overlap < 1, f"overlap: expected a share from 0 to below 1, got {overlap}")
-    _require(batch_size >= 1, f"batch_size: expected at least 1, got {batch_size}")
-    _require(nms is None or 0 < nms <= 1, f"nms: expected an IoU of 0 to 1, got {nms}")
+    require(tile >= 1, f"tile: expected at least 1 pixel, got {tile}")
+    require(0 <= overlap < 1, f"overlap: expected a share from 0 to below 1, got {overlap}")
+    require(batch_size >= 1, f"batch_size: expected at least 1, got {batch_size}")
+    require(nms is None or 0 <= nms <= 1, f"nms: expected an IoU of 0 to 1, got {nms}")
     least = resolve_thresholds(threshold, predictor.categories)
     pixels = image if isinstance(image, np.ndarray) else read_image(image)
     if pixels.ndim < 2 or pixels.size == 0:
@@ -184,8 +184,3 @@ def _warn_of_full_tiles(found: list[Detections], least: dict[int, float], tile: 
             DetrKitWarning,
             stacklevel=3,
         )
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise DetrKitError(message)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from detr_kit.errors import DetrKitError
+from detr_kit.files import is_onnx_file
 from detr_kit.inference.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -50,10 +51,6 @@ def loader(
             path = Path(folder) / "model.onnx"
             _export(source, path, precision)
             yield _onnx_loader(path, device, threads)
-
-
-def is_onnx_file(source: str | Path) -> bool:
-    return Path(source).suffix.lower() == ".onnx"
 
 
 def _onnx_loader(path: str | Path, device: str | None, threads: int) -> Callable[[], Predictor]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detr_kit.errors import DetrKitError
+from detr_kit.files import is_onnx_file
 from detr_kit.images import one_line
 from detr_kit.inference.predictor import Predictor
 from detr_kit.latency.backends import (
     Backend,
     BackendMissing,
-    is_onnx_file,
     loader,
 )
 from detr_kit.latency.machine import describe_machine, num_cores

@@ -226,6 +226,8 @@ class TestFiles:
             ("{", "not a json file"),
             ("\x00\xff", "not a json file"),
             ("[]", "not a COCO annotation file"),
+            ("null", "not a COCO annotation file"),
+            (" NaN ", "not a COCO annotation file"),
             ("{}", "not a COCO annotation file: .*`images`"),
             (json.dumps({"images": [], "categories": []}), "`annotations`"),
             (

@@ -11,6 +11,7 @@ from detr_kit.categories import CategoryTable
 from detr_kit.config import ModelConfig
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.structures import ImageBatch
+from tests.drawn import draw_values
 
 TABLE = CategoryTable(
     (2, 5, 7, 11, 90), ("cat", "unused_5", "dog", "owl", "eel"), (True, False, True, True, True)
@@ -69,16 +70,7 @@ def small_model(kind: str, dtype: torch.dtype = torch.float64, **changes: Any) -
     name, settings = MODELS[kind]
     config = ModelConfig(name=name, **{**SMALL[name], **settings, **changes})
     model = build_model(resolve(config), num_classes=len(TABLE))
-    with torch.no_grad():
-        for key, tensor in model.state_dict().items():
-            if key.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5)
-            elif key.endswith("running_mean"):
-                tensor.normal_(0, 0.3)
-            elif tensor.ndim == 1 and tensor.is_floating_point():
-                tensor.add_(torch.randn_like(tensor) * 0.2)
-            elif "pos_embed" in key or "token" in key:
-                tensor.normal_(0, 0.5)
+    draw_values(model)
     return model.to(dtype).eval()
 
 
