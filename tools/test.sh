@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change is accepted: style, types, import rules, tests.
 #
-#   bash tools/test.sh [PYTEST ARGUMENT...]      e.g. -m slow, -k matching
+#   bash tools/test.sh [PYTEST ARGUMENT...]      e.g. -m slow, -k matching, --cov
 #
 # TEST_WORKERS sets the number of test processes (default 2).
 set -euo pipefail
@@ -23,4 +23,4 @@ step ruff check .
 step ruff format --check .
 step mypy
 step lint-imports --no-logo
-step python -m pytest --numprocesses "${TEST_WORKERS:-2}" --cov --cov-report term --durations 10 "$@"
+step python -m pytest --numprocesses "${TEST_WORKERS:-2}" --durations 10 "$@"

@@ -169,6 +169,7 @@ def test_equal_scores_stay_in_order_and_unused_columns_never_win() -> None:
     assert not with_scores(batch.pixels)["scores"][..., 1].any()
 
 
+@pytest.mark.slow
 def test_a_saved_program_runs_without_this_library(tmp_path: Path) -> None:
     model, program = exported("yolos", True)
     save_program(program, tmp_path / "deep" / "yolos.pt2")

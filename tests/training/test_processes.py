@@ -30,6 +30,7 @@ PLAIN_DETR = {
 }
 
 
+@pytest.mark.slow
 # Five images: three steps of 1 + 1 images, or two of 2 + 2 whose batch norms train.
 @pytest.mark.parametrize(("family", "batch_size", "steps"), [("yolos", 1, 3), ("detr", 2, 2)])
 def test_two_processes_with_an_empty_batch(

@@ -58,6 +58,7 @@ def test_a_job_that_is_told_to_stop_asks_to_be_started_again(
     assert_same_run(whole, resume(config.output))
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_workers_start_saves_what_there_is(
     tiny_config, sample: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_ctrl_c_while_the_workers_start_saves_what_there_is(
     assert (config.output / "last/training_state/state.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_training_leaves_no_process(tiny_config, sample: Path, tmp_path: Path) -> None:
     config = with_a_worker(tiny_config(sample, tmp_path / "run"))
     job = start(config, tmp_path / "run.yaml")
