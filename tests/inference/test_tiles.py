@@ -336,7 +336,7 @@ def test_the_full_view_is_resized_once() -> None:
         ({"overlap": 1.0}, "overlap: expected a share from 0 to below 1, got 1.0"),
         ({"overlap": -0.1}, "overlap: expected a share"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"nms": 0.0}, "nms: expected an IoU of 0 to 1, got 0.0"),
+        ({"nms": -0.1}, "nms: expected an IoU of 0 to 1, got -0.1"),
         ({"threshold": {"cow": 0.5}}, "there is no category 'cow'"),
         ({"image": np.zeros(5, np.uint8)}, r"must be \(H, W\)"),
         ({"image": np.zeros((3, 50, 50), np.uint8)}, r"must be \(H, W\)"),
