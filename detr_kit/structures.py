@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -221,23 +222,68 @@ def _rows(target: Target) -> np.ndarray:
     return target.rows
 
 
-@dataclass(frozen=True)
-class ModelOutput:
-    """What every detector returns.
+# How the class head scores: a softmax over the categories and `no object`, or each category by its
+# own sigmoid, without a column for `no object`.
+Scoring = Literal["softmax", "sigmoid"]
 
-    `layer_logits` is (L, B, Q, C + 1), unnormalised, `no object` last; `layer_boxes_cxcywh`
-    (L, B, Q, 4) in [0, 1] of each unpadded image. The last layer is the prediction; L is 1 where
-    no auxiliary outputs were asked for.
+
+@dataclass(frozen=True)
+class DenoisedOutput:
+    """What a model makes of P queries that stand for known objects, with noise; in training only.
+
+    `layer_logits` is (L, B, P, C), `layer_boxes_cxcywh` (L, B, P, 4), of the decoder's layers.
+    `present` (B, P) bool is False where an image has fewer objects than others of its batch.
+    `image`, `query` and `target` (M,) int64 name the queries that are to find their object, and
+    its place among the flat objects of the batch; every other query that is present is to find
+    nothing. Each object is repeated `copies` times.
     """
 
     layer_logits: Tensor
     layer_boxes_cxcywh: Tensor
+    present: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    copies: int
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What every detector returns.
+
+    `layer_logits` is (L, B, Q, C + 1), unnormalised, `no object` last, or (L, B, Q, C) where
+    `scoring` is "sigmoid"; `layer_boxes_cxcywh` (L, B, Q, 4) in [0, 1] of each unpadded image. The
+    last layer is the prediction; L is 1 where no auxiliary outputs were asked for.
+
+    In training there may be several `groups` of Q queries, each with L / groups layers, one group
+    after the other, and `denoised` queries. With `first_is_of_any` the first layer of a group tells
+    objects of any category from none, by its first column, which all others repeat.
+    """
+
+    layer_logits: Tensor
+    layer_boxes_cxcywh: Tensor
+    scoring: Scoring = "softmax"
+    groups: int = 1
+    denoised: DenoisedOutput | None = None
+    first_is_of_any: bool = False
 
     def at_least_fp32(self) -> ModelOutput:
         """Lift half precision to fp32; fp32 and float64 stay as they are."""
         if self.layer_logits.dtype in (torch.float32, torch.float64):
             return self
-        return ModelOutput(self.layer_logits.float(), self.layer_boxes_cxcywh.float())
+        denoised = self.denoised
+        if denoised is not None:
+            denoised = replace(
+                denoised,
+                layer_logits=denoised.layer_logits.float(),
+                layer_boxes_cxcywh=denoised.layer_boxes_cxcywh.float(),
+            )
+        return replace(
+            self,
+            layer_logits=self.layer_logits.float(),
+            layer_boxes_cxcywh=self.layer_boxes_cxcywh.float(),
+            denoised=denoised,
+        )
 
     @property
     def logits(self) -> Tensor:

@@ -46,16 +46,21 @@ class Attention(nn.Module):
         key: Tensor | None = None,
         value: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
+        blocked: Tensor | None = None,
     ) -> Tensor:
         """Attend from (B, N, D) to (B, M, D); keys are queries and values are keys if left out.
 
-        `key_padding_mask` is (B, M) bool, True where a key must not be attended to; no row may
-        be True throughout.
+        `key_padding_mask` is (B, M) bool, True where a key must not be attended to. `blocked` is
+        (N, M) bool, True where a query must not attend to a key, in all images alike. At least one
+        key must be left to every query.
         """
         key = query if key is None else key
         value = key if value is None else value
         q, k, v = (self._split_heads(x) for x in self._project(query, key, value))
         allowed = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+        if blocked is not None:
+            unblocked = ~blocked.expand(query.shape[0], 1, -1, -1)
+            allowed = unblocked if allowed is None else allowed & unblocked
         if self.observer is not None:
             weights = self._weights(q, k, allowed)
             self.observer(weights)

@@ -20,7 +20,8 @@ def compile_model(model: nn.Module) -> None:
 
     In place: keys, copies and pickles of the model are what they were; a copy is not compiled. It
     serves training and evaluation. Everything else stays as it is: the CNN, which masks each
-    level of an image by its size, projections, position encodings and heads.
+    level of an image by its size, projections, position encodings and heads; so do layers with
+    deformable attention, whose levels' sizes are plain numbers that would be compiled in.
 
     On a CPU the uncompiled layers are often the faster ones, see `detr_kit.models.linear`.
     """

@@ -25,6 +25,20 @@ def pad_to_multiple(pixels: Tensor, padding_mask: Tensor, stride: int) -> tuple[
     return F.pad(pixels, missing), F.pad(padding_mask, missing, value=True)
 
 
+def zero_outside(features: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Zero a (B, C, h, w) map where its (B, h, w) mask is True; None leaves it as it is."""
+    return features if padding_mask is None else features.masked_fill(padding_mask[:, None], 0.0)
+
+
+def halved_mask(padding_mask: Tensor, size_hw: SizeHW) -> Tensor:
+    """Return the mask of a map of half the size, rounded up, of a (B, h, w) mask's.
+
+    Its size is given, as one that is a symbol must be written as that of the map.
+    """
+    own_sides = (~padding_mask[:, :, 0]).sum(1), (~padding_mask[:, 0, :]).sum(1)
+    return outside_of(own_sides, size_hw, stride=2)
+
+
 def pad_traced(pixels: Tensor, stride: int) -> Tensor:
     """Pad (B, 3, H, W) pixels whose sizes are symbols on the right and bottom.
 

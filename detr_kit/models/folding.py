@@ -65,10 +65,10 @@ class Fold:
         scale, shift = self._constants(buffers, norm.eps, norm.scale_and_shift)
         parameters = (weight,) if bias is None else (weight, bias)
         if torch.is_grad_enabled() and any(part.requires_grad for part in parameters):
-            return _folded(weight, bias, scale, shift)
+            return fold_constants(weight, bias, scale, shift)
 
         def folded() -> tuple[Tensor, Tensor]:
-            once, shifted = _folded(weight, bias, scale, shift)
+            once, shifted = fold_constants(weight, bias, scale, shift)
             # The pixels' layout, so that no convolution has to reorder its weight.
             return once.contiguous(memory_format=torch.channels_last), shifted
 
@@ -80,10 +80,13 @@ class Fold:
         self._folded.clear()
 
 
-def _folded(
+def fold_constants(
     weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Fold in the constants' precision and return to the weight's."""
+    """Return the weight and bias of a convolution whose output is multiplied and shifted.
+
+    Computed in the constants' precision and brought back to the weight's.
+    """
     product = weight.to(scale.dtype) * scale[:, None, None, None]
     if bias is not None:
         shift = shift + bias.to(scale.dtype) * scale

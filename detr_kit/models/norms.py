@@ -46,19 +46,24 @@ class FrozenBatchNorm2d(nn.Module):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Return (C,) constants of x * scale + shift, in single precision at least."""
-        wide = torch.promote_types(self.running_var.dtype, torch.float32)
-        # Rounded once, at the end: they are computed rarely.
-        weight, bias, mean, variance = (
-            buffer.double()
-            for buffer in (self.weight, self.bias, self.running_mean, self.running_var)
+        return scale_and_shift(
+            self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps
         )
-        scale = weight / (variance + self.eps).sqrt()
-        return scale.to(wide), (bias - mean * scale).to(wide)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # A constant counts no batches.
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def scale_and_shift(
+    weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return a batch norm's (C,) constants of x * scale + shift, in single precision at least."""
+    wide = torch.promote_types(variance.dtype, torch.float32)
+    # Rounded once, at the end: they are computed rarely.
+    scale = weight.double() / (variance.double() + eps).sqrt()
+    return scale.to(wide), (bias.double() - mean.double() * scale).to(wide)
 
 
 class ExtentGroupNorm(nn.GroupNorm):
@@ -73,14 +78,19 @@ class ExtentGroupNorm(nn.GroupNorm):
         mask = self.extents.mask_of(x, self)
         if mask is None:
             return self.act(super().forward(x))
-        inside = (~mask).unsqueeze(1).to(x.dtype)  # (B, 1, 1, h, w)
-        groups = x.unflatten(1, (self.num_groups, -1))  # (B, g, C / g, h, w)
-        count = inside.sum((2, 3, 4), keepdim=True) * groups.shape[2]
-        mean = (groups * inside).sum((2, 3, 4), keepdim=True) / count
-        centered = groups - mean
-        variance = (centered.square() * inside).sum((2, 3, 4), keepdim=True) / count
-        normalized = (centered * (variance + self.eps).rsqrt()).flatten(1, 2)
-        return self.act(normalized * self.weight[:, None, None] + self.bias[:, None, None])
+        return self.act(group_norm_inside(x, mask, self))
+
+
+def group_norm_inside(x: Tensor, mask: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Apply a group norm to (B, C, h, w) with the statistics of where (B, 1, h, w) is False."""
+    inside = (~mask).unsqueeze(1).to(x.dtype)  # (B, 1, 1, h, w)
+    groups = x.unflatten(1, (norm.num_groups, -1))  # (B, g, C / g, h, w)
+    count = inside.sum((2, 3, 4), keepdim=True) * groups.shape[2]
+    mean = (groups * inside).sum((2, 3, 4), keepdim=True) / count
+    centered = groups - mean
+    variance = (centered.square() * inside).sum((2, 3, 4), keepdim=True) / count
+    normalized = (centered * (variance + norm.eps).rsqrt()).flatten(1, 2)
+    return normalized * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
 def replace_batch_norms(body: nn.Module, kind: NormKind, extents: Extents) -> None:

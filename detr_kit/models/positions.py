@@ -19,16 +19,20 @@ class SinePositions(nn.Module):
 
     Source: DETR, appendix A.4, after Parmar et al. 2018; normalised so that the last real cell
     lies at 2 pi. Padded cells count for nothing.
+
+    With `centered`, places are those of the cells' centres, as in the code of Deformable DETR:
+    half a cell before.
     """
 
     TEMPERATURE = 10000.0
     SCALE = 2 * math.pi
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, centered: bool = False) -> None:
         super().__init__()
         if dim % 4:
             raise DetrKitError(f"hidden_dim {dim}: sine positions need a multiple of 4")
         self.dim = dim
+        self.centered = centered
         self._of_sizes = Remembered()
 
     def of_size(self, size_hw: SizeHW, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -49,6 +53,8 @@ class SinePositions(nn.Module):
         for axis in (1, 2):
             place = real.cumsum(axis, dtype=wide)
             last = place.narrow(axis, place.shape[axis] - 1, 1)
+            if self.centered:
+                place = place - 0.5
             angles = (place / (last + 1e-6) * self.SCALE).unsqueeze(-1) / wavelengths
             encoded.append(torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2))
         return torch.cat(encoded, dim=-1).to(dtype)

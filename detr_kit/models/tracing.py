@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from detr_kit.errors import DetrKitError
 from detr_kit.models.attention import Attention
 from detr_kit.models.backbones import Backbone
+from detr_kit.models.convolutions import ConvNorm, RepVGGBlock
+from detr_kit.models.deformable import DeformableAttention
 from detr_kit.models.folding import FoldedConv2d, pads_as_tensorflow
+from detr_kit.models.hybrid_encoder import HybridEncoder
 from detr_kit.models.norms import FrozenBatchNorm2d
 from detr_kit.models.transformer import Encoder, EncoderLayer
 from detr_kit.models.vit import ViT
@@ -21,17 +24,21 @@ from detr_kit.models.vit import ViT
 def traceable_copy(model: nn.Module, *, mask: bool) -> nn.Module:
     """Return a copy that can be traced with a `TracedBatch`, for inference without gradients.
 
-    Frozen norms are baked into the convolutions before them; nothing is remembered, observed or
+    Constant norms are baked into the convolutions before them; nothing is remembered, observed or
     recomputed. The model itself stays what it was. `mask` tells whether a padding mask is given.
 
     Raises DetrKitError where a CNN's features cannot be had for every size in one graph.
     """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in copied.modules():
-        if isinstance(module, Attention):
+    for module in list(copied.modules()):
+        if isinstance(module, Attention | DeformableAttention):
             module.observer = None
+        elif isinstance(module, ConvNorm | RepVGGBlock):
+            module.bake()
         elif isinstance(module, Backbone):
             _prepare(module, mask=mask)
+        elif isinstance(module, HybridEncoder):
+            module.reader_of_attended.register_forward_pre_hook(_with_rows_in_order)
         elif isinstance(module, Encoder):
             module.register_forward_pre_hook(_with_rows_in_order)
         elif isinstance(module, ViT):
@@ -42,9 +49,10 @@ def traceable_copy(model: nn.Module, *, mask: bool) -> nn.Module:
 
 
 def _with_rows_in_order(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Lay out tokens anew that are a view of something else.
+    """Lay out tokens, or a map of them, anew that are a view of something else.
 
-    A product with a view would ask whether a size is 1, and the answer would hold for every size.
+    A product with a view would ask whether a size is 1, and the answer would hold for every size;
+    so would a convolution.
     """
     return inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:]
 

@@ -190,12 +190,20 @@ class Encoder(nn.Module):
         *,
         pre_norm: bool,
         dropout: float,
+        activation: type[nn.Module] = nn.ReLU,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
         self.layers = nn.ModuleList(
-            EncoderLayer(dim, num_heads, feedforward_dim, pre_norm=pre_norm, dropout=dropout)
+            EncoderLayer(
+                dim,
+                num_heads,
+                feedforward_dim,
+                pre_norm=pre_norm,
+                activation=activation,
+                dropout=dropout,
+            )
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()

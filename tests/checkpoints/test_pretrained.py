@@ -99,7 +99,7 @@ def test_shared_timm_weights_load_but_for_the_classifier(
     pixels = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = theirs(pixels)[-1 if stages is None else stages - 1]
-        torch.testing.assert_close(model.backbone._features(pixels), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.backbone._maps(pixels)[-1], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_timm_names_that_its_feature_wrapper_flattens(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_resnet_weights_of_timm_are_torchvisions(tmp_path: Path) -> None:
     assert report.missing == ()
     pixels = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
-        ours = model.double().backbone._features(pixels)
+        ours = model.double().backbone._maps(pixels)[-1]
         expected = theirs.double().forward_features(pixels)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 

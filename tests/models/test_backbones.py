@@ -74,7 +74,7 @@ def test_frozen_norm_is_a_constant_with_its_own_eps_and_activation() -> None:
     pixels = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     expected = body(pixels)[-1]
     for mode in (True, False):
-        torch.testing.assert_close(frozen.train(mode)._features(pixels), expected)
+        torch.testing.assert_close(frozen.train(mode)._maps(pixels)[-1], expected)
     norms = [m for m in frozen.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert norms
     assert all(m.eps == 1e-3 for m in norms)

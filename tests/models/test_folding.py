@@ -105,7 +105,7 @@ def test_no_batch_norm_runs_any_more() -> None:
 
     backbone = small().train()
     with Names():
-        backbone._features(torch.randn(1, 3, 32, 32)).sum().backward()
+        backbone._maps(torch.randn(1, 3, 32, 32))[-1].sum().backward()
     assert "aten.convolution.default" in seen
     assert not [name for name in seen if "batch_norm" in name]
 
@@ -179,7 +179,7 @@ def test_weights_are_folded_in_single_precision_under_autocast() -> None:
     expected, shift = conv.fold(conv)
     with torch.autocast("cpu", torch.bfloat16):
         weight, bias = conv.fold(conv)
-        assert backbone._features(torch.randn(1, 3, 32, 32)).dtype == torch.bfloat16
+        assert backbone._maps(torch.randn(1, 3, 32, 32))[-1].dtype == torch.bfloat16
     assert weight.dtype == bias.dtype == torch.float32
     assert torch.equal(weight, expected)
     assert torch.equal(bias, shift)
@@ -251,9 +251,9 @@ def test_training_follows_a_prediction_in_inference_mode() -> None:
     backbone = randomized(Backbone("resnet18", norm="frozen", stages=2, frozen_stages=1))
     pixels = torch.randn(1, 3, 32, 32)
     with torch.inference_mode():
-        before = backbone.train()._features(pixels)
+        before = backbone.train()._maps(pixels)[-1]
     pixels.requires_grad_()  # so that frozen weights are saved for the backward pass
-    after = backbone._features(pixels)
+    after = backbone._maps(pixels)[-1]
     after.sum().backward()
     torch.testing.assert_close(after.detach(), before.clone())
     assert pixels.grad is not None
@@ -264,13 +264,13 @@ def test_a_copy_folds_its_own_norms(clone: Callable[[Backbone], Backbone]) -> No
     backbone = small().eval()
     pixels = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        expected = backbone._features(pixels)
+        expected = backbone._maps(pixels)[-1]
         copied = clone(backbone)
-        assert torch.equal(copied._features(pixels), expected)
+        assert torch.equal(copied._maps(pixels)[-1], expected)
         copied.body.bn1.bias.add_(1)
         copied.body.conv1.weight.mul_(2)
-        assert torch.equal(backbone._features(pixels), expected)
-        assert not torch.equal(copied._features(pixels), expected)
+        assert torch.equal(backbone._maps(pixels)[-1], expected)
+        assert not torch.equal(copied._maps(pixels)[-1], expected)
     assert copied.body.conv1.fold.norm is copied.body.bn1
 
 
@@ -281,7 +281,7 @@ def test_nothing_of_the_frozen_stages_is_kept_for_the_backward_pass() -> None:
         backbone.body.get_submodule(name).register_forward_hook(
             lambda module, args, output, name=name: seen.__setitem__(name, output)
         )
-    backbone._features(torch.randn(1, 3, 64, 64))
+    backbone._maps(torch.randn(1, 3, 64, 64))
     assert not seen["layer1"].requires_grad
     assert seen["layer2"].requires_grad
 
