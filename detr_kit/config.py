@@ -36,7 +36,7 @@ class ModelConfig(Section):
     name: str
     # a detector to start from, of any kind that Detector.from_checkpoint takes
     init_from: str | None = None
-    # both families
+    # all families
     num_queries: int | None = Field(None, ge=1)
     hidden_dim: int | None = Field(None, ge=8)
     num_heads: int | None = Field(None, ge=1)
@@ -44,21 +44,45 @@ class ModelConfig(Section):
     dropout: float | None = Field(None, ge=0, lt=1)
     padding: Literal["independent", "official"] | None = None
     activation_checkpointing: bool | None = None
-    # 2 freezes the stem and layer1 of a DETR; the embedding and the first block of a YOLOS
+    # 2 freezes the stem and layer1 of a CNN; the embedding and the first block of a YOLOS
     frozen_stages: int | None = Field(None, ge=0)
     # a file, or "imagenet" for torchvision's or timm's own weights; the ViT of a YOLOS is its
     # backbone; "none" for random initialisation
     backbone_weights: str | None = None
-    # DETR
+    # DETR and Deformable DETR
     backbone: str | None = None  # "resnet50", "plain", "timm/NAME"
     backbone_norm: Literal["auto", "frozen", "batch", "group"] | None = None
     backbone_stages: int | None = Field(None, ge=1, le=5)
     dilation: bool | None = None
     encoder_layers: int | None = Field(None, ge=0)
     decoder_layers: int | None = Field(None, ge=1)
+    # DETR
     pre_norm: bool | None = None
     position_encoding: Literal["sine", "learned"] | None = None
     positions_at_input: bool | None = None  # added to the features too, not in attention alone
+    # Deformable DETR and its kind: DAB-DETR, DINO, RT-DETR
+    levels: int | None = Field(None, ge=1, le=5)  # feature maps, each half the size of the last
+    level_norm: Literal["group", "batch"] | None = None
+    # attention to a few points, RT-DETR's (attention on the coarsest map, convolutions between
+    # maps), attention to everything
+    encoder: Literal["deformable", "hybrid", "dense"] | None = None
+    encoder_dim: int | None = Field(None, ge=8)  # hybrid; as wide as the decoder if not given
+    encoder_feedforward_dim: int | None = Field(None, ge=1)  # hybrid
+    encoder_expansion: float | None = Field(None, gt=0)  # hybrid: width of its convolutions
+    cross_attention: Literal["deformable", "dense"] | None = None
+    points: int | None = Field(None, ge=1)  # looked at by a head on each level
+    refinement: bool | None = None  # every layer moves the boxes of the layer before
+    look_forward_twice: bool | None = None  # gradients reach the layer before through its box
+    # none: queries are learned; full: they are the encoder's best tokens; mixed: their boxes are
+    query_selection: Literal["none", "full", "mixed"] | None = None
+    query_positions: Literal["learned", "proposal", "sine", "mlp"] | None = None
+    decoder_norm: bool | None = None
+    # about how many queries repeat the objects with noise in training, half of them as negatives
+    denoising_queries: int | None = Field(None, ge=0)
+    label_noise: float | None = Field(None, ge=0, le=1)
+    box_noise: float | None = Field(None, ge=0)
+    groups: int | None = Field(None, ge=1)  # of queries in training: each finds every object
+    scoring: Literal["sigmoid", "softmax"] | None = None
     # YOLOS
     depth: int | None = Field(None, ge=1)
     drop_path: float | None = Field(None, ge=0, lt=1)
@@ -139,8 +163,14 @@ class ScheduleConfig(Section):
 
 
 class LossConfig(Section):
-    """Weights of matching cost and loss (DETR paper, appendix A.4)."""
+    """Weights of matching cost and loss (DETR paper, appendix A.4), and the class loss."""
 
+    # "auto": cross_entropy for a model with softmax scoring, focal for one with sigmoids, which
+    # the other three are for
+    classification: Literal["auto", "cross_entropy", "focal", "varifocal", "matchability"] = "auto"
+    # None: as published with the loss: 0.25 (focal), 0.75 (varifocal), 1 (matchability) ...
+    focal_alpha: float | None = Field(None, ge=0, le=1)
+    focal_gamma: float | None = Field(None, ge=0)  # ... and 2, 2, 1.5
     class_cost: float = Field(1.0, ge=0)
     l1_cost: float = Field(5.0, ge=0)
     giou_cost: float = Field(2.0, ge=0)

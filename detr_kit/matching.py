@@ -1,7 +1,8 @@
 """Bipartite matching of queries and objects: cost, then solver, then assignment.
 
 Source: Carion et al. 2020, "End-to-End Object Detection with Transformers", section 3.1 and
-appendix A.2. Costs of all decoder layers and images are computed together on the device and
+appendix A.2; for sigmoids the official code of Zhu et al. 2021 ("Deformable DETR").
+Costs of all decoder layers, groups of queries and images are computed together on the device and
 cross to the host once. Only pairs of one image have a cost, so that nothing is padded.
 """
 
@@ -20,6 +21,10 @@ from detr_kit.structures import ModelOutput, TargetBatch
 
 # In the place of a cost that is not finite, for the solver to go on.
 _VERY_HIGH = 1e9
+# Of the focal cost: its weight of what is right, and its exponent.
+_ALPHA, _GAMMA = 0.25, 2.0
+# Added to probabilities before their logarithm, as in the official code.
+_EPSILON = 1e-8
 
 
 class NonFiniteCostError(DetrKitError):
@@ -51,7 +56,9 @@ class HungarianMatcher:
     """Match every object to one query at the least total cost.
 
     The cost of a pair is `class_cost * -p(label) + l1_cost * |box difference| +
-    giou_cost * -GIoU`, in fp32 whatever the precision of the outputs (float64 stays).
+    giou_cost * -GIoU`, in fp32 whatever the precision of the outputs (float64 stays). For outputs
+    scored by sigmoids, `focal_cost` takes the place of `-p(label)`. Each layer of each group of
+    queries is matched by itself.
     """
 
     class_cost: float = 1.0
@@ -77,7 +84,7 @@ class HungarianMatcher:
                 giou_cost=self.giou_cost,
             )
             crossed = to_host([cost, *riders])
-            pairs, nonfinite = solve(crossed[0], targets)
+            pairs, nonfinite = solve(crossed[0], targets, groups=output.groups)
         else:
             crossed = to_host(riders)
             pairs = np.zeros((3, len(output.layer_logits), 0), dtype=np.int64)
@@ -100,13 +107,28 @@ def matching_cost(
     output = output.at_least_fp32()
     logits, boxes_cxcywh = output.layer_logits, output.layer_boxes_cxcywh
     image = image_of_objects(targets.counts).to(logits.device, non_blocking=True)
-    # The logarithm is quicker than the softmax; few of its values are then raised again.
-    probability = logits.log_softmax(-1)[:, image, :, targets.labels].exp_()
+    if output.scoring == "softmax":
+        # The logarithm is quicker than the softmax; few of its values are then raised again.
+        gain = logits.log_softmax(-1)[:, image, :, targets.labels].exp_()
+    else:
+        gain = focal_cost(logits[:, image, :, targets.labels]).neg_()
     # Coordinates come first, so that each is one block of memory.
     own = boxes_cxcywh.permute(3, 1, 0, 2).contiguous().index_select(1, image)  # (4, N, L, Q)
     target = targets.boxes_cxcywh.to(own.dtype).T[..., None, None]  # (4, N, 1, 1)
     l1, giou = _l1_and_giou(own, target)
-    return l1.mul_(l1_cost).sub_(giou, alpha=giou_cost).sub_(probability, alpha=class_cost)
+    return l1.mul_(l1_cost).sub_(giou, alpha=giou_cost).sub_(gain, alpha=class_cost)
+
+
+def focal_cost(logits: Tensor) -> Tensor:
+    """Return what objects of a category cost at its logits (...): its focal loss as the true one.
+
+    The loss that it has as a false one, and that is saved, is taken off.
+    """
+    probability, rest = logits.sigmoid(), logits.neg().sigmoid_()
+    right = (rest.pow(_GAMMA)).mul_((probability + _EPSILON).log_()).mul_(-_ALPHA)
+    wrong = (probability.pow_(_GAMMA)).mul_((rest + _EPSILON).log_()).mul_(_ALPHA - 1)
+    # An infinite logit has a probability, but comes of something broken.
+    return right.sub_(wrong).add_(logits, alpha=0.0)
 
 
 def _l1_and_giou(own: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,16 +172,19 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     return arrays
 
 
-def solve(cost: np.ndarray, targets: TargetBatch) -> tuple[np.ndarray, str | None]:
+def solve(
+    cost: np.ndarray, targets: TargetBatch, *, groups: int = 1
+) -> tuple[np.ndarray, str | None]:
     """Assign each image and layer of a (N, L, Q) cost; return (3, L, M) int64 pairs.
 
     The three rows are image, query and flat target index. The second value is a sentence about
-    the first cost that is not finite, None where all are finite.
+    the first cost that is not finite, None where all are finite; it counts layers within their
+    group.
     """
     finite = np.isfinite(cost)
     nonfinite = None
     if not finite.all():
-        nonfinite = _sentence(finite, targets)
+        nonfinite = _sentence(finite, targets, groups)
         cost = np.where(finite, cost, _VERY_HIGH)
     _, layers, queries = cost.shape
     image = np.arange(len(targets.counts)).repeat(np.minimum(targets.counts, queries))
@@ -182,11 +207,13 @@ def solve(cost: np.ndarray, targets: TargetBatch) -> tuple[np.ndarray, str | Non
     return np.stack([np.broadcast_to(image, query.shape), query, target]), nonfinite
 
 
-def _sentence(finite: np.ndarray, targets: TargetBatch) -> str:
+def _sentence(finite: np.ndarray, targets: TargetBatch, groups: int) -> str:
     """Name image and layer of the first cost that is not finite, layer by layer."""
     layer, row = np.argwhere(~finite.all(axis=2).T)[0]
     image = image_of_objects(targets.counts)[row]
+    group, layer = divmod(layer, finite.shape[1] // groups)
+    place = f"decoder layer {layer}" + (f", group {group} of queries," if groups > 1 else "")
     return (
-        f"image id {targets.image_ids[image]}: the matching cost of decoder layer {layer} "
+        f"image id {targets.image_ids[image]}: the matching cost of {place} "
         "is not finite (nan or infinite outputs, or a broken target box)"
     )

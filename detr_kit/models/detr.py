@@ -8,7 +8,7 @@ from detr_kit.models.backbones import Backbone
 from detr_kit.models.heads import DetectionHeads
 from detr_kit.models.positions import LearnedPositions, SinePositions
 from detr_kit.models.transformer import Decoder, Encoder, initialize_xavier
-from detr_kit.structures import ImageBatch, ModelOutput, TracedBatch
+from detr_kit.structures import ImageBatch, ModelOutput, Scoring, TracedBatch
 
 
 class DETR(nn.Module):
@@ -42,6 +42,15 @@ class DETR(nn.Module):
         self.heads = heads
         initialize_xavier(encoder)
         initialize_xavier(decoder)
+
+    @property
+    def scoring(self) -> Scoring:
+        return self.heads.scoring
+
+    @property
+    def num_columns(self) -> int:
+        """How many columns the class head has, with the one for `no object`."""
+        return self.heads.num_columns
 
     def forward(
         self, batch: ImageBatch | TracedBatch, all_layers: bool | None = None

@@ -1,6 +1,7 @@
 """A plain ViT with detection tokens; its keys are those of the published ViT, DeiT and YOLOS.
 
-Shape legend: B images, P patches, Q detection tokens, N = 1 + P + Q tokens, D channels.
+Shape legend: B images, P patches, Q detection tokens, N = 1 + P + Q tokens, D channels, G groups of
+Q detection tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from detr_kit.errors import DetrKitError
 from detr_kit.models.grids import GridPositions, TracedPositions
 from detr_kit.models.positions import CachedResampler, bicubic_matrices
+from detr_kit.models.token_groups import GroupedLayer
 from detr_kit.models.transformer import EncoderLayer, run_layer
 from detr_kit.sizes import SizeHW
 from detr_kit.structures import ImageBatch, TracedBatch, outside_of
@@ -21,6 +23,8 @@ from detr_kit.structures import ImageBatch, TracedBatch, outside_of
 Positions = GridPositions | TracedPositions
 # The mask of the tokens, (B, N) or None, and the positions of the input and of the blocks.
 Layout = tuple[Tensor | None, Positions, Positions | None]
+# Positions (L, N, D), and (L, (G - 1) * Q, D) of the detection tokens of further groups.
+Tables = tuple[Tensor, Tensor | None]
 
 
 class PatchEmbed(nn.Module):
@@ -42,6 +46,11 @@ class ViT(nn.Module):
     one, after every block but the last. Both belong to pictures of the given sizes and are
     resampled to other sizes. `frozen_stages` takes the gradients of tokens, patch embedding and
     both position tables (1), and of the first k blocks (k + 1).
+
+    With several `groups`, training runs G - 1 further groups of as many detection tokens, each of
+    which is seen by itself alone, see `GroupedLayer`. Evaluation does not read their tables:
+    `extra_det_token` and `extra_pos_embed` (1, (G - 1) * Q, D), `extra_mid_pos_embed` (depth - 1,
+    1, (G - 1) * Q, D).
 
     `padding` "independent": padded tokens are masked as attention keys and positions are those of
     each image's own grid. "official": the mask is ignored and positions are those of the padded
@@ -65,10 +74,12 @@ class ViT(nn.Module):
         padding: Literal["independent", "official"] = "independent",
         activation_checkpointing: bool = False,
         frozen_stages: int = 0,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.num_detection_tokens = num_detection_tokens
+        self.groups = groups
         self.padding = padding
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(dim, patch_size)
@@ -84,8 +95,10 @@ class ViT(nn.Module):
             tokens = mid_grid_hw[0] * mid_grid_hw[1] + 1 + num_detection_tokens
             self.mid_pos_embed = nn.Parameter(torch.empty(depth - 1, 1, tokens, dim))
             self._resample_mid = CachedResampler(mid_grid_hw)
+        self._add_groups(dim, depth)
+        layer = EncoderLayer if groups == 1 else GroupedLayer
         self.blocks = nn.ModuleList(
-            EncoderLayer(
+            layer(
                 dim,
                 num_heads,
                 feedforward_dim,
@@ -102,7 +115,7 @@ class ViT(nn.Module):
         self._freeze(frozen_stages)
 
     def forward(self, batch: ImageBatch | TracedBatch) -> Tensor:
-        """Return the detection tokens' (B, Q, D) features.
+        """Return the detection tokens' (B, Q, D) features; (B, G * Q, D) in training with groups.
 
         Raises DetrKitError for an image smaller than a patch.
         """
@@ -112,17 +125,26 @@ class ViT(nn.Module):
             mask, first, mid = self._lay_out(batch)
         patches = self.patch_embed(batch.pixels)
         class_token = self.cls_token.expand(patches.shape[0], -1, -1)
-        detection_tokens = self.det_token.expand(patches.shape[0], -1, -1)
+        detection_tokens = self._of_groups(self.det_token, self.extra_det_token)
+        detection_tokens = detection_tokens.expand(patches.shape[0], -1, -1)
         x = torch.cat([class_token, patches, detection_tokens], dim=1)
         x = x + first.of_layer(0)
         last = len(self.blocks) - 1
+        groups, size = self.active_groups, self.num_detection_tokens
+        grouping = () if groups == 1 else (groups, size)
         for index, block in enumerate(self.blocks):
             # Nothing reads the other tokens after the last block.
-            tokens = self.num_detection_tokens if index == last else None
-            x = run_layer(block, x, None, mask, tokens, checkpointed=self.activation_checkpointing)
+            tokens = groups * size if index == last else None
+            inputs = (x, None, mask, tokens, *grouping)
+            x = run_layer(block, *inputs, checkpointed=self.activation_checkpointing)
             if mid is not None and index < last:
                 x = x + mid.of_layer(index)
         return self.norm(x)
+
+    @property
+    def active_groups(self) -> int:
+        """How many groups of detection tokens run: one in evaluation."""
+        return self.groups if self.training else 1
 
     def train(self, mode: bool = True) -> ViT:
         """Set the mode; also forget resampled positions, which `.data` writes leave unnoticed."""
@@ -144,11 +166,11 @@ class ViT(nn.Module):
         batch_grid = self._grid_of((batch.pixels.shape[2], batch.pixels.shape[3]))
         grids = self._image_grids(batch, batch_grid)
         mask = None if set(grids) == {batch_grid} else self._token_mask(batch, batch_grid)
-        first = self._positions(self.pos_embed, self._resample, grids, batch_grid)
+        tables = (self.pos_embed, self.extra_pos_embed)
+        first = self._positions(tables, self._resample, grids, batch_grid)
         mid = None
         if self.mid_pos_embed is not None:
-            table = self.mid_pos_embed.flatten(0, 1)
-            mid = self._positions(table, self._resample_mid, grids, batch_grid)
+            mid = self._positions(self._mid_tables(), self._resample_mid, grids, batch_grid)
         return mask, first, mid
 
     def _lay_out_traced(self, batch: TracedBatch) -> Layout:
@@ -163,17 +185,18 @@ class ViT(nn.Module):
             seen = patches.new_zeros(1, 1).expand(patches.shape[0], -1)
             mask = torch.cat([seen, patches, seen.expand(-1, self.num_detection_tokens)], dim=1)
 
-        def positions(table: Tensor, from_hw: SizeHW) -> TracedPositions:
+        def positions(tables: Tables, from_hw: SizeHW) -> TracedPositions:
+            table = tables[0]
             along_rows = bicubic_matrices(from_hw[0], rows, height, table.dtype)
             along_columns = bicubic_matrices(from_hw[1], columns, width, table.dtype)
             official = self.padding == "official"
             return TracedPositions(
-                *self._split(table), from_hw, along_rows, along_columns, as_they_are=official
+                *self._split(tables), from_hw, along_rows, along_columns, as_they_are=official
             )
 
-        first, mid = positions(self.pos_embed, self.grid_hw), None
+        first, mid = positions((self.pos_embed, self.extra_pos_embed), self.grid_hw), None
         if self.mid_pos_embed is not None:
-            mid = positions(self.mid_pos_embed.flatten(0, 1), self._resample_mid.from_hw)
+            mid = positions(self._mid_tables(), self._resample_mid.from_hw)
         return mask, first, mid
 
     def _image_grids(self, batch: ImageBatch, batch_grid: SizeHW) -> list[SizeHW]:
@@ -191,13 +214,13 @@ class ViT(nn.Module):
 
     def _positions(
         self,
-        table: Tensor,
+        tables: Tables,
         resample: CachedResampler,
         grids: list[SizeHW],
         batch_grid: SizeHW,
     ) -> GridPositions:
-        """Resample a table (L, N, D) to every grid of the batch."""
-        class_position, patches, detection = self._split(table)
+        """Resample a table (L, N, D), and that of further groups, to every grid of the batch."""
+        class_position, patches, detection = self._split(tables)
         sampled = {}
         for grid in dict.fromkeys(grids):
             if self.padding == "official" and grid[0] * grid[1] == patches.shape[1]:
@@ -206,10 +229,33 @@ class ViT(nn.Module):
                 sampled[grid] = resample(patches, grid)
         return GridPositions(class_position, sampled, detection, grids, batch_grid)
 
-    def _split(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
         """Divide a table (L, N, D) into those of the class token, patches and detection tokens."""
+        table, extra = tables
         count = self.num_detection_tokens
-        return table[:, :1], table[:, 1:-count], table[:, -count:]
+        return table[:, :1], table[:, 1:-count], self._of_groups(table[:, -count:], extra)
+
+    def _of_groups(self, first: Tensor, extra: Tensor | None) -> Tensor:
+        """Put the first group's (L, Q, D) and the others' that run into one."""
+        if extra is None or self.active_groups == 1:
+            return first
+        return torch.cat([first, extra], dim=1)
+
+    def _mid_tables(self) -> Tables:
+        assert self.mid_pos_embed is not None
+        extra = self.extra_mid_pos_embed
+        return self.mid_pos_embed.flatten(0, 1), None if extra is None else extra.flatten(0, 1)
+
+    def _add_groups(self, dim: int, depth: int) -> None:
+        self.extra_det_token: nn.Parameter | None = None
+        self.extra_pos_embed: nn.Parameter | None = None
+        self.extra_mid_pos_embed: nn.Parameter | None = None
+        tokens = (self.groups - 1) * self.num_detection_tokens
+        if tokens:
+            self.extra_det_token = nn.Parameter(torch.empty(1, tokens, dim))
+            self.extra_pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
+            if self.mid_pos_embed is not None:
+                self.extra_mid_pos_embed = nn.Parameter(torch.empty(depth - 1, 1, tokens, dim))
 
     def _initialize(self) -> None:
         """Truncated normal 0.02 for tokens, positions and linear layers (official YOLOS)."""
@@ -222,6 +268,9 @@ class ViT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        for extra in (self.extra_det_token, self.extra_pos_embed, self.extra_mid_pos_embed):
+            if extra is not None:  # drawn last: the others start as they do without groups
+                nn.init.trunc_normal_(extra, std=0.02)
 
     def _freeze(self, stages: int) -> None:
         if stages > len(self.blocks) + 1:
