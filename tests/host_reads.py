@@ -158,6 +158,8 @@ def _kind_by_arguments(name: str, args: Any, kwargs: dict[str, Any]) -> str | No
 
 
 def _memory(tensor: Tensor) -> int:
+    if tensor.layout is not torch.strided:  # a sparse one has no memory of its own
+        return id(tensor)
     return tensor.untyped_storage()._cdata
 
 

@@ -10,31 +10,49 @@ from torch import Tensor, nn
 
 from detr_kit.categories import CategoryTable
 from detr_kit.checkpoints.listing import listed
-from detr_kit.checkpoints.opened import OpenedCheckpoint, class_layer
+from detr_kit.checkpoints.opened import OpenedCheckpoint, class_tables
 from detr_kit.checkpoints.report import LoadReport
 from detr_kit.errors import DetrKitError
 from detr_kit.models.positions import resample_grid
 from detr_kit.sizes import SizeHW
 
 # Rows (..., Q, D) of which each belongs to a query.
-_QUERY_KEYS = ("queries.weight", "backbone.det_token")
+_QUERY_KEYS = (
+    "queries.weight",
+    "queries.content.weight",
+    "queries.positions.weight",
+    "queries.anchors.weight",
+    "backbone.det_token",
+    "backbone.extra_det_token",
+    "backbone.extra_pos_embed",
+    "backbone.extra_mid_pos_embed",
+)
 # Tables (..., 1 + P + Q, D) of class token, patches and queries, by the setting of their size.
 _POSITION_KEYS = {
     "backbone.pos_embed": "position_size_hw",
     "backbone.mid_pos_embed": "mid_position_size_hw",
 }
-# Settings that change what the same weights compute, or how many of them there are.
-_SILENT_SETTINGS = (
-    "decoder_layers",
-    "depth",
-    "dilation",
-    "encoder_layers",
-    "norm_eps",
-    "num_heads",
-    "position_encoding",
-    "positions_at_input",
-    "pre_norm",
-)
+# Settings that change what the same weights compute, or how many of them there are, each with what
+# it is in checkpoints that do not name it.
+_SILENT_SETTINGS = {
+    "cross_attention": None,
+    "decoder_layers": None,
+    "decoder_norm": None,
+    "depth": None,
+    "dilation": None,
+    "encoder": None,
+    "encoder_layers": None,
+    "level_norm": None,
+    "norm_eps": None,
+    "num_heads": None,
+    "position_encoding": None,
+    "positions_at_input": None,
+    "pre_norm": None,
+    "query_positions": None,
+    "query_selection": None,
+    "refinement": None,
+    "scoring": "softmax",
+}
 
 
 def load_for_finetuning(
@@ -45,24 +63,25 @@ def load_for_finetuning(
 ) -> LoadReport:
     """Copy what fits of a detector's weights into `model`, which has `architecture`'s numbers.
 
-    Class columns are matched by name, whatever their order and letter case; the columns of new
-    categories keep their initialisation. With another number of queries the first ones are kept;
-    position tables of another grid are resampled. Layers that only one side has are left as
-    initialised, or dropped, and said. Raises DetrKitError for another family or backbone, and
-    where another tensor's shape differs; the model is then untouched.
+    Class columns are matched by name, whatever their order and letter case, in every head; the
+    columns of new categories keep their initialisation. With another number of queries the first
+    ones are kept; position tables of another grid are resampled. Layers that only one side has are
+    left as initialised, or dropped, and said. Raises DetrKitError for another family or backbone,
+    and where another tensor's shape differs; the model is then untouched.
     """
     theirs = opened.spec.architecture
     require_same_kind(architecture, opened)
     own, source = model.state_dict(), opened.tensors
     columns = _kept_columns(categories, opened.spec.categories)
-    class_keys = {f"{class_layer(own)}.{part}" for part in ("weight", "bias")}
+    class_keys = {*class_tables(own)}
+    sizes = (len(categories), len(opened.spec.categories))
     merged: dict[str, Tensor] = {}
     wrong: list[str] = []
     for name in sorted(own.keys() & source.keys()):
         tensor, given = own[name], source[name]
         if name in class_keys and tensor.shape[1:] == given.shape[1:]:
-            merged[name] = _match_classes(tensor, given, columns)
-        elif name in _QUERY_KEYS and tensor.shape[-1] == given.shape[-1]:
+            merged[name] = _match_classes(tensor, given, columns, sizes)
+        elif name in _QUERY_KEYS and _tables_agree(tensor, given):
             merged[name] = _first_rows(tensor, given)
         elif name in _POSITION_KEYS and _tables_agree(tensor, given):
             layouts = (_layout(name, numbers) for numbers in (architecture, theirs))
@@ -111,14 +130,21 @@ def _kept_columns(own: CategoryTable, source: CategoryTable) -> dict[int, int]:
     }
 
 
-def _match_classes(own: Tensor, given: Tensor, columns: Mapping[int, int]) -> Tensor:
-    """Return the kept columns' rows and the last, `no object`; all of `given` if nothing moves."""
-    if len(own) == len(given) and columns == {column: column for column in range(len(own) - 1)}:
+def _match_classes(
+    own: Tensor, given: Tensor, columns: Mapping[int, int], sizes: tuple[int, int]
+) -> Tensor:
+    """Return the kept columns' rows; all of `given` if nothing moves.
+
+    `sizes` count the categories of both sides. A row after them is that of `no object`, which is
+    kept where both have one; heads with sigmoids have none.
+    """
+    if len(own) == len(given) and columns == {column: column for column in range(sizes[0])}:
         return given
     merged = own.clone()
     for column, source_column in columns.items():
         merged[column] = given[source_column]
-    merged[-1] = given[-1]
+    if len(own) > sizes[0] and len(given) > sizes[1]:
+        merged[-1] = given[-1]
     return merged
 
 
@@ -132,7 +158,7 @@ def _first_rows(own: Tensor, given: Tensor) -> Tensor:
 
 
 def _tables_agree(own: Tensor, given: Tensor) -> bool:
-    """Whether two position tables differ in their number of rows at most."""
+    """Whether two tables differ in their number of rows at most."""
     return own.shape[:-2] == given.shape[:-2] and own.shape[-1] == given.shape[-1]
 
 
@@ -184,10 +210,11 @@ def _notes(
                     f"positions: {setting} resampled from {given_grid[0]} x {given_grid[1]} "
                     f"patches to {grid[0]} x {grid[1]}"
                 )
-    notes += [
-        f"warning: {key} is {architecture[key]} here and {theirs[key]} in the checkpoint, whose "
-        f"weights were made for that"
-        for key in _SILENT_SETTINGS
-        if key in architecture and key in theirs and architecture[key] != theirs[key]
-    ]
+    for key, default in _SILENT_SETTINGS.items():
+        mine, other = architecture.get(key, default), theirs.get(key, default)
+        if mine is not None and other is not None and mine != other:
+            notes.append(
+                f"warning: {key} is {mine} here and {other} in the checkpoint, whose weights were "
+                "made for that"
+            )
     return (*notes, *opened.notes)

@@ -18,6 +18,11 @@ from detr_kit.config import ModelConfig
 from detr_kit.errors import DetrKitError
 from detr_kit.models.zoo import build_model
 
+# What the names of a class head's layers begin with; a model may have one for each decoder layer.
+_CLASS_HEAD = re.compile(r"(?:.*\.)?class_head\.layers\.")
+_PARTS = ("weight", "bias")
+_CLASSES_TO_DENOISE = "denoising.labels.weight"
+
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
@@ -73,9 +78,20 @@ def count_layers(keys: Iterable[str], prefix: str) -> int:
 
 
 def class_layer(keys: Iterable[str]) -> str:
-    """Return the name of the class head's output layer, whose rows are the class columns."""
+    """Return the name of the output layer of the class head that DETR and YOLOS have."""
     prefix = "heads.class_head.layers."
     return f"{prefix}{count_layers(keys, prefix) - 1}"
+
+
+def class_tables(keys: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the tensors whose rows are class columns, wherever a model has heads.
+
+    Those of output layers of class heads, and of a table of classes for denoising.
+    """
+    names = [match[0] for key in keys if (match := _CLASS_HEAD.match(key))]
+    layers = {name: count_layers(keys, name) - 1 for name in dict.fromkeys(names)}
+    heads = [f"{name}{last}.{part}" for name, last in layers.items() for part in _PARTS]
+    return (*heads, *(key for key in keys if key == _CLASSES_TO_DENOISE))
 
 
 def shape_of(
@@ -89,6 +105,19 @@ def shape_of(
     if len(shape) != dimensions or 0 in shape:
         raise DetrKitError(f"{named} has the shape {shape}, expected {dimensions} dimensions")
     return shape
+
+
+# Of a YOLOS's groups beside the one that predicts; only training reads them.
+_OF_GROUPS = (
+    "backbone.extra_det_token",
+    "backbone.extra_pos_embed",
+    "backbone.extra_mid_pos_embed",
+)
+
+
+def without_groups(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what other libraries have no place for and prediction does not need."""
+    return {name: tensor for name, tensor in tensors.items() if name not in _OF_GROUPS}
 
 
 def require_supported(

@@ -16,6 +16,7 @@ from detr_kit.checkpoints.vit_npz import read_vit_npz
 from detr_kit.errors import DetrKitError
 from detr_kit.models.backbones import Backbone
 from detr_kit.models.positions import resample_grid
+from detr_kit.models.trunks import timm_name
 from detr_kit.models.vit import ViT
 
 # DeiT's weights by the width of the ViT (YOLOS, table 1): what "imagenet" means for a YOLOS.
@@ -35,7 +36,13 @@ DETECTOR_KEYS = frozenset(
     }
 )
 # What a YOLOS has besides a classifier's trunk: it stays as initialised.
-DETECTION_ONLY = ("det_token", "mid_pos_embed")
+DETECTION_ONLY = (
+    "det_token",
+    "mid_pos_embed",
+    "extra_det_token",
+    "extra_pos_embed",
+    "extra_mid_pos_embed",
+)
 
 
 def load_backbone_weights(model: nn.Module, source: str) -> LoadReport:
@@ -173,7 +180,7 @@ def _classifier_keys(name: str) -> set[str]:
         if name.startswith("timm/"):
             import timm
 
-            return set(timm.create_model(name.removeprefix("timm/")).state_dict())
+            return set(timm.create_model(timm_name(name)).state_dict())
         import torchvision
 
         return set(getattr(torchvision.models, name)(weights=None).state_dict())
@@ -181,7 +188,7 @@ def _classifier_keys(name: str) -> set[str]:
 
 def _named_cnn(name: str) -> Mapping[str, Tensor]:
     if name.startswith("timm/"):
-        return _timm_weights(name.removeprefix("timm/"))
+        return _timm_weights(timm_name(name))
     import torchvision
 
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]

@@ -13,6 +13,7 @@ from torch import nn
 from detr_kit.boxes import cxcywh_to_xyxy
 from detr_kit.errors import DetrKitError
 from detr_kit.export.metadata import FileMetadata, Precision
+from detr_kit.postprocess import probabilities_of
 from detr_kit.preprocess import Preprocessing, resize
 from detr_kit.sizes import SizeHW
 from detr_kit.structures import CollatedImages, ImageBatch
@@ -71,7 +72,7 @@ def differences(
         example = _example(metadata, count, size_hw, seed, preprocess)
         with torch.inference_mode():
             output = model(example.batch, all_layers=False)
-        probabilities = output.logits.softmax(dim=-1)[..., :-1].numpy()
+        probabilities = probabilities_of(output).numpy()
         expected = {
             "scores": np.where(metadata.categories.used, probabilities, 0.0),
             "boxes_cxcywh": output.boxes_cxcywh.numpy(),
@@ -84,7 +85,8 @@ def differences(
         elif metadata.options.postprocess:
             sizes_hw = np.array(example.original_sizes_hw)
             found["boxes_xyxy"] = found["boxes_xyxy"] / np.tile(sizes_hw[:, ::-1], 2)[:, None]
-            scores, boxes = _of_detections(found, expected, metadata.categories.ids_array)
+            pair = _of_pairs if output.scoring == "sigmoid" else _of_detections
+            scores, boxes = pair(found, expected, metadata.categories.ids_array)
         else:
             scores, boxes = (
                 float(np.abs(found[name] - expected[name]).max())
@@ -214,4 +216,27 @@ def _of_detections(found: Arrays, expected: Arrays, ids: np.ndarray) -> tuple[fl
         out_of_order = np.diff(scores).max(initial=0.0)
         worst_score = max(worst_score, float(score[pairs].max()), float(out_of_order))
         worst_box = max(worst_box, float(box[pairs].max()))
+    return worst_score, worst_box
+
+
+def _of_pairs(found: Arrays, expected: Arrays, ids: np.ndarray) -> tuple[float, float]:
+    """Do the same where a query may give a detection of each category, the best of all pairs."""
+    column_of = {int(id_): column for column, id_ in enumerate(ids)}
+    worst_score = worst_box = 0.0
+    for row, scores in enumerate(found["scores"]):
+        of_queries = expected["scores"][row]  # (Q, C)
+        # These must be the highest ones there are, in order.
+        highest = np.sort(of_queries, axis=None)[::-1][: len(scores)]
+        worst_score = max(worst_score, float(np.abs(scores - highest).max(initial=0.0)))
+        columns = np.array([column_of[int(id_)] for id_ in found["category_ids"][row]])
+        corners = found["boxes_xyxy"][row][:, None] - expected["boxes_xyxy"][row][None]
+        boxes = np.abs(corners).max(axis=2)  # (detections, queries)
+        for column in np.unique(columns):
+            own = columns == column
+            score = np.abs(scores[own, None] - of_queries[:, column])
+            if len(score) > len(of_queries):  # a query gives one of a category at most
+                return float("inf"), float("inf")
+            pairs = linear_sum_assignment(score + boxes[own])
+            worst_score = max(worst_score, float(score[pairs].max()))
+            worst_box = max(worst_box, float(boxes[own][pairs].max()))
     return worst_score, worst_box

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from detr_kit.boxes import cxcywh_to_xyxy
 from detr_kit.categories import CategoryTable
+from detr_kit.postprocess import best_pairs, probabilities_of
 from detr_kit.structures import TracedBatch
 
 
@@ -19,6 +20,7 @@ class Graph(nn.Module):
     def __init__(self, model: nn.Module, categories: CategoryTable) -> None:
         super().__init__()
         self.model = model
+        self.scoring = model.scoring
         self.register_buffer("used", torch.tensor(categories.used))
         self.register_buffer("ids", torch.tensor(categories.ids))
 
@@ -32,20 +34,25 @@ class Graph(nn.Module):
         """Do what `detr_kit.postprocess.to_detections` does, but look for broken values."""
         probabilities, boxes_cxcywh = self._found(batch)
         # -1: a column that stands for no category is never the best one.
-        scores, columns = probabilities.masked_fill(~self.used, -1.0).max(dim=-1)
-        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        probabilities = probabilities.masked_fill(~self.used, -1.0)
+        if self.scoring == "sigmoid":
+            scores, columns, order = best_pairs(probabilities)
+        else:
+            scores, columns = probabilities.max(dim=-1)
+            scores, order = scores.sort(dim=-1, descending=True, stable=True)
+            columns = columns.gather(1, order)
         size_whwh = original_sizes_hw.flip(1).repeat(1, 2).unsqueeze(1)  # (B, 1, 4)
         boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh) * size_whwh.to(boxes_cxcywh.dtype)
         return {
             "boxes_xyxy": boxes_xyxy.gather(1, order.unsqueeze(-1).expand(-1, -1, 4)),
             "scores": scores,
-            "category_ids": self.ids[columns.gather(1, order)],
+            "category_ids": self.ids[columns],
         }
 
     def _found(self, batch: TracedBatch) -> tuple[Tensor, Tensor]:
         """Return (B, Q, C) probabilities without `no object`, and (B, Q, 4) boxes."""
         output = self.model(batch, all_layers=False)
-        return output.logits.softmax(dim=-1)[..., :-1], output.boxes_cxcywh
+        return probabilities_of(output), output.boxes_cxcywh
 
 
 class UnpaddedScores(Graph):

@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from detr_kit.categories import CategoryTable
 from detr_kit.errors import DetrKitError
 from detr_kit.preprocess import Preprocessing
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from detr_kit.structures import Scoring
+
+# Version 2 is of files whose scores are sigmoids, which readers of version 1 would misread.
+_VERSION_OF: dict[Scoring, int] = {"softmax": 1, "sigmoid": 2}
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -69,11 +73,13 @@ class FileMetadata:
     categories: CategoryTable
     preprocessing: Preprocessing
     options: ExportOptions
+    scoring: Scoring = "softmax"
 
     def to_texts(self) -> dict[str, str]:
         """Return `metadata_props` of an ONNX file: texts of json."""
         values = {
-            "format_version": FORMAT_VERSION,
+            "format_version": _VERSION_OF[self.scoring],
+            "scoring": self.scoring,
             "categories": self.categories.to_json(),
             "preprocessing": self.preprocessing.to_json(),
             "export_options": asdict(self.options),
@@ -91,18 +97,23 @@ class FileMetadata:
             )
         try:
             values: dict[str, Any] = {key: json.loads(texts[key]) for key in keys}
+            scoring = json.loads(texts.get("scoring", '"softmax"'))  # older files do not name it
         except ValueError as error:
             raise DetrKitError(f"{name}: its metadata are damaged: {error}") from error
-        if values["format_version"] != FORMAT_VERSION:
+        if values["format_version"] not in _VERSION_OF.values():
+            known = " and ".join(map(str, _VERSION_OF.values()))
             raise DetrKitError(
                 f"{name}: format version {values['format_version']!r} is unknown, this release "
-                f"reads {FORMAT_VERSION}"
+                f"reads {known}"
             )
+        if scoring not in _VERSION_OF:
+            raise DetrKitError(f"{name}: its metadata are damaged: scoring {scoring!r} is unknown")
         try:
             return cls(
                 CategoryTable.from_json(values["categories"]),
                 Preprocessing.from_json(values["preprocessing"]),
                 ExportOptions(**values["export_options"]),
+                scoring,
             )
         except (DetrKitError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise DetrKitError(f"{name}: its metadata are damaged: {error}") from error

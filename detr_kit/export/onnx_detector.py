@@ -27,6 +27,7 @@ class OnnxDetector(Predictor):
         super().__init__(metadata.categories, metadata.preprocessing)
         self.session = session
         self.options = metadata.options
+        self.scoring = metadata.scoring
         self.name = name
         self._normalized = _normalized_levels(metadata.preprocessing.mean, self.preprocessing.std)
         table = metadata.categories
@@ -110,19 +111,29 @@ class OnnxDetector(Predictor):
         self, scores: np.ndarray, boxes_cxcywh: np.ndarray, size_hw: SizeHW
     ) -> Detections:
         """Read (Q, C) probabilities and (Q, 4) boxes as `detr_kit.postprocess` does."""
-        columns = np.where(self._used, scores, -1.0).argmax(axis=1)
-        best = scores[np.arange(len(scores)), columns]
-        order = np.argsort(-best, kind="stable")
+        given = np.where(self._used, scores, -1.0)
+        if self.scoring == "sigmoid":
+            queries, columns = _best_pairs(given)
+        else:
+            columns = given.argmax(axis=1)
+            queries = np.argsort(-given.max(axis=1), kind="stable")
+            columns = columns[queries]
         center, half = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
-        boxes = np.concatenate([center - half, center + half], axis=1)[order]
+        boxes = np.concatenate([center - half, center + half], axis=1)[queries]
         height, width = size_hw
-        columns = columns[order]
         return Detections(
             boxes * np.array([width, height, width, height], dtype=boxes.dtype),
-            best[order],
+            scores[queries, columns],
             self.categories.ids_array[columns],
             [self.categories.names[column] for column in columns],
         )
+
+
+def _best_pairs(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and columns (Q,) of the Q highest of (Q, C) scores, the highest first."""
+    count, flat = len(scores), scores.ravel()
+    places = np.sort(np.argpartition(-flat, count - 1)[:count])
+    return np.divmod(places[np.argsort(-flat[places], kind="stable")], scores.shape[1])
 
 
 def _normalized_levels(

@@ -97,8 +97,9 @@ def export_onnx(
 
     from detr_kit.export.assembly import assemble
 
-    metadata = FileMetadata(detector.categories, detector.preprocessing, options)
     model = plain_copy(detector.model)
+    scoring: Any = getattr(model, "scoring", "softmax")
+    metadata = FileMetadata(detector.categories, detector.preprocessing, options, scoring)
     assembled = assemble(model, metadata)
     found: tuple[Difference, ...] = ()
     levels = None

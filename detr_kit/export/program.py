@@ -8,6 +8,7 @@ The graph holds for any number and size of pictures, and needs nothing of detr_k
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +24,51 @@ from detr_kit.errors import DetrKitError
 from detr_kit.export.graphs import GRAPHS, Graph
 from detr_kit.files import atomic_write
 from detr_kit.models.backbones import Backbone
+from detr_kit.models.deformable_detr import DeformableDETR
 from detr_kit.models.detr import DETR
 from detr_kit.models.positions import LearnedPositions
+from detr_kit.models.queries import Queries
 from detr_kit.models.tracing import traceable_copy
 from detr_kit.models.yolos import YOLOS
+from detr_kit.postprocess import require_columns
+
+Family = DETR | YOLOS | DeformableDETR
 
 
 def export_program(
     model: nn.Module, categories: CategoryTable, *, mask: bool = True, postprocess: bool = False
 ) -> ExportedProgram:
-    """Trace a DETR or a YOLOS for any number and size of pictures.
+    """Trace a detector of any family for any number and size of pictures.
 
     Inputs, by position: `pixels` (B, 3, H, W) in the parameters' precision, normalised, zero on
     padding; with `mask`, `padding_mask` (B, H, W) bool, True right of and below each picture; with
     `postprocess`, `original_sizes_hw` (B, 2) int64, the sizes that boxes are scaled to. Without
     `mask` every picture fills the batch, which is faster.
 
-    The program returns a dict. Without `postprocess`: `scores` (B, Q, C) softmax probabilities
-    without `no object`, 0 in columns that stand for no category, and `boxes_cxcywh` (B, Q, 4) in
-    [0, 1] of each unpadded picture. With it: `boxes_xyxy` (B, Q, 4) in pixels of the original
-    sizes, `scores` (B, Q) and `category_ids` (B, Q) int64, best score first. Numbers are those of
-    the model in evaluation, but nothing looks for broken ones. The program runs on the model's
-    device; the model stays as it is.
+    The program returns a dict. Without `postprocess`: `scores` (B, Q, C) probabilities without
+    `no object`, by softmax or sigmoid as the model scores, 0 in columns that stand for no category,
+    and `boxes_cxcywh` (B, Q, 4) in [0, 1] of each unpadded picture. With it: `boxes_xyxy` (B, Q, 4)
+    in pixels of the original sizes, `scores` (B, Q) and `category_ids` (B, Q) int64, best score
+    first. Numbers are those of the model in evaluation, but nothing looks for broken ones. The
+    program runs on the model's device; the model stays as it is.
 
     Sides are at least a patch of a YOLOS, and at most what learned positions of a DETR cover.
 
     Raises DetrKitError for another kind of model, where the categories do not fit the head, and
     for a timm CNN that cannot be exported, or not with a mask.
     """
-    if not isinstance(model, DETR | YOLOS):
-        raise DetrKitError(f"a {type(model).__name__} cannot be exported: it is no DETR or YOLOS")
-    columns = model.heads.class_head.layers[-1].out_features
-    if columns != len(categories) + 1:
+    if not isinstance(model, DETR | YOLOS | DeformableDETR):
         raise DetrKitError(
-            f"the class head has {columns} columns, but {len(categories)} categories and "
-            f"'no object' make {len(categories) + 1}"
+            f"a {type(model).__name__} cannot be exported: it is no DETR, YOLOS or DeformableDETR"
         )
-    graph = GRAPHS[mask, postprocess](traceable_copy(model, mask=mask), categories)
+    require_columns(model.num_columns, categories, model.scoring)
+    copied = traceable_copy(model, mask=mask)
+    if isinstance(copied, DeformableDETR):
+        copied.decoder.register_forward_pre_hook(_with_queries_in_order)
+    graph = GRAPHS[mask, postprocess](copied, categories)
     inputs = _examples(model, mask=mask, postprocess=postprocess)
     least, most = _limits(model)
-    if isinstance(model, DETR) and model.backbone.name.startswith("timm/"):
+    if not isinstance(model, YOLOS) and model.backbone.name.startswith("timm/"):
         return _traced_timm(graph, inputs, model.backbone, most)
     return _traced(graph, inputs, least, most)
 
@@ -78,7 +84,14 @@ def save_program(program: ExportedProgram, path: str | Path) -> None:
         torch.export.save(program, temporary)
 
 
-def _examples(model: DETR | YOLOS, *, mask: bool, postprocess: bool) -> dict[str, Tensor]:
+def _with_queries_in_order(decoder: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Lay out queries that all pictures share for each: products with a view ask how many."""
+    queries: Queries = inputs[0]
+    content = queries.content.clone(memory_format=torch.contiguous_format)
+    return replace(queries, content=content), *inputs[1:]
+
+
+def _examples(model: Family, *, mask: bool, postprocess: bool) -> dict[str, Tensor]:
     """Return inputs of two pictures whose sides are no multiples of anything, in order."""
     stride = _stride(model)
     pixels = next(model.parameters()).new_zeros(2, 3, 3 * stride + 5, 4 * stride + 7)
@@ -90,15 +103,15 @@ def _examples(model: DETR | YOLOS, *, mask: bool, postprocess: bool) -> dict[str
     return inputs
 
 
-def _stride(model: DETR | YOLOS) -> int:
+def _stride(model: Family) -> int:
     return model.backbone.patch_size if isinstance(model, YOLOS) else model.backbone.stride
 
 
-def _limits(model: DETR | YOLOS) -> tuple[int, int | None]:
+def _limits(model: Family) -> tuple[int, int | None]:
     """Return the least and the most that a side of a batch may have."""
     if isinstance(model, YOLOS):
         return model.backbone.patch_size, None
-    if isinstance(model.positions, LearnedPositions):
+    if isinstance(model, DETR) and isinstance(model.positions, LearnedPositions):
         return 1, model.backbone.stride * model.positions.rows.num_embeddings
     return 1, None
 

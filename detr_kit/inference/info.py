@@ -75,8 +75,18 @@ def _product_flops(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any,
     return 2 * math.prod(x_shape) * weight_shape[0]
 
 
-# Products that go to oneDNN directly, see `detr_kit.models.linear`, are unknown to the counter.
-_FORMULAS = {} if onednn_product is None else {onednn_product: _product_flops}
+def _bag_flops(table_shape: Sequence[int], rows_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(rows_shape) * table_shape[1]
+
+
+# Unknown to the counter: products that go to oneDNN directly, see `detr_kit.models.linear`, and
+# weighted sums of rows, which is how deformable attention samples, see `detr_kit.models.sampling`.
+_FORMULAS: dict[Any, Any] = {
+    torch.ops.aten._embedding_bag: _bag_flops,
+    torch.ops.aten._embedding_bag_forward_only: _bag_flops,
+}
+if onednn_product is not None:
+    _FORMULAS[onednn_product] = _product_flops
 
 
 def _weights(architecture: dict[str, Any]) -> str:

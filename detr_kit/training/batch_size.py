@@ -22,6 +22,7 @@ from detr_kit.losses import SetCriterion
 from detr_kit.preprocess import Preprocessing, preprocessing_from
 from detr_kit.sizes import SizeHW
 from detr_kit.structures import CollatedImages, TargetBatch
+from detr_kit.training.forward import run_model
 from detr_kit.training.memory import available_host_bytes, memory_that_ran_out
 from detr_kit.training.tensor_watch import left_as_it_was
 
@@ -186,9 +187,10 @@ class _Step:
     def __call__(self, pictures: int) -> None:
         images, targets = self._made_up(pictures)
         batch = images.to(self.device).normalized(self.preprocessing.mean, self.preprocessing.std)
+        targets = targets.to(self.device)
         with self.autocast():
-            output = self.model(batch)
-        self.criterion(output, targets.to(self.device)).total.backward()
+            output = run_model(self.model, batch, targets)
+        self.criterion(output, targets).total.backward()
 
     def _made_up(self, pictures: int) -> tuple[CollatedImages, TargetBatch]:
         height, width = self.image_hw

@@ -15,7 +15,7 @@ from detr_kit.models.vit import ViT
 
 # The official YOLOS spares these and all vectors of its backbone; the mid position embedding is
 # decayed there, and so it is here.
-_UNDECAYED_TOKENS = ("pos_embed", "cls_token", "det_token")
+_UNDECAYED_TOKENS = ("pos_embed", "cls_token", "det_token", "extra_det_token", "extra_pos_embed")
 
 
 def parameter_groups(

@@ -14,7 +14,7 @@ from detr_kit.checkpoints.detector import DetectorSpec
 from detr_kit.config import RunConfig
 from detr_kit.data.loading import Batch, end_workers, eval_loader, images_a_step, train_loader
 from detr_kit.evaluation.ground_truth import load_ground_truth
-from detr_kit.losses import SetCriterion
+from detr_kit.losses import SetCriterion, class_loss_for
 from detr_kit.matching import HungarianMatcher
 from detr_kit.models.compiled import compile_model
 from detr_kit.preprocess import preprocessing_from
@@ -61,6 +61,8 @@ class Session:
             start = initial_model(config, self.train_set.categories)
         else:
             start = resumed_model(config.output / "last", self.train_set.categories)
+        # A loss that does not fit is refused before anything is prepared for it.
+        class_loss_for(config.loss.classification, start.architecture.get("scoring", "softmax"))
         freeze_backbone_if_asked(start.model, config.optimizer)
         self.config = config = self._with_batch_size(config, start)
         self.spec = DetectorSpec(
@@ -232,5 +234,8 @@ def _criterion(config: RunConfig, num_classes: int) -> SetCriterion:
         l1_weight=loss.l1_weight,
         giou_weight=loss.giou_weight,
         no_object_weight=loss.no_object_weight,
+        classification=loss.classification,
+        focal_alpha=loss.focal_alpha,
+        focal_gamma=loss.focal_gamma,
         on_nonfinite="poison",
     )

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from detr_kit.losses import LossValues, Normalizer, SetCriterion, StepCounts
+from detr_kit.losses import DENOISING_NAMES, LossValues, Normalizer, SetCriterion, StepCounts
 from detr_kit.preprocess import Preprocessing
 from detr_kit.structures import CollatedImages, TargetBatch
 from detr_kit.training.average import WeightAverage
+from detr_kit.training.forward import run_model, wants_targets
 from detr_kit.training.matching_record import MatchingRecord
 from detr_kit.training.sharding import whole
 
@@ -139,6 +140,9 @@ class TrainingStep:
             if self.matching is not None:
                 self.matching.add(losses.assignment.pairs, targets)
             self._add(logged, losses, len(batches))
+        if wants_targets(self.model):  # without objects in a step there was nothing to denoise
+            for name in DENOISING_NAMES:
+                logged.setdefault(name, torch.zeros_like(logged["loss"]))
         if isinstance(self.model, FSDPModule):
             for _ in range(forwards - len(batches)):  # to keep pace; it counts for nothing
                 losses = self.forward(self.model, *batches[-1])
@@ -171,9 +175,10 @@ class TrainingStep:
         """Return the losses of a batch that is on the host; see `SetCriterion`."""
         device = self.accelerator.device
         batch = images.to(device).normalized(self.preprocessing.mean, self.preprocessing.std)
+        targets = targets.to(device)
         with self.accelerator.autocast():
-            output = model(batch)
-        return self.criterion(output, targets.to(device), normalizer, aside)
+            output = run_model(model, batch, targets)
+        return self.criterion(output, targets, normalizer, aside)
 
     def seed_streams(self, step: int) -> None:
         """Key the random streams (dropout, drop path, ...) by (seed, step, process)."""

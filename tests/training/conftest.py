@@ -9,6 +9,8 @@ import pytest
 
 from detr_kit.config import RunConfig, parse_config
 from detr_kit.data.sample import write_sample
+from detr_kit.models import deformable
+from detr_kit.models.sampling import sample_maps
 
 TINY_DETR = {
     "name": "detr_small",
@@ -30,6 +32,40 @@ TINY_YOLOS = {
     "drop_path": 0.1,
     "position_size_hw": [64, 64],
 }
+
+# Denoises; with `TINY_GROUPS` it has several groups of queries besides.
+TINY_DEFORMABLE = {
+    "name": "detr_fast",
+    "backbone": "plain",
+    "backbone_norm": "batch",
+    "backbone_weights": "none",
+    "levels": 2,
+    "hidden_dim": 64,
+    "num_heads": 2,
+    "feedforward_dim": 32,
+    "points": 2,
+    "decoder_layers": 2,
+    "num_queries": 6,
+    "denoising_queries": 12,
+}
+TINY_GROUPS = {
+    **TINY_DEFORMABLE,
+    "name": "dino_r50",
+    "encoder_layers": 1,
+    "groups": 2,
+}
+TINY = {
+    "detr": TINY_DETR,
+    "yolos": TINY_YOLOS,
+    "deformable": TINY_DEFORMABLE,
+    "groups": TINY_GROUPS,
+}
+
+
+@pytest.fixture
+def sampling_as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let deformable attention go the way of a device: the CPU's own reads memory as it likes."""
+    monkeypatch.setattr(deformable, "sample", sample_maps)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +91,7 @@ def _tiny_config(sample: Path, output: Path, *, family: str = "detr", **changes:
         "output": str(output),
         "epochs": 4,
         "batch_size": 4,
-        "model": {"detr": TINY_DETR, "yolos": TINY_YOLOS}[family],
+        "model": TINY[family],
         "data": {
             "train": {
                 "annotations": str(sample / "annotations/train.json"),

@@ -18,7 +18,7 @@ from detr_kit.preprocess import Preprocessing
 from detr_kit.sizes import SizeRule
 from detr_kit.structures import CollatedImages, ImageBatch, ModelOutput, Target, TargetBatch
 from detr_kit.training.step import Batch, TrainingStep
-from tests.training.conftest import TINY_DETR, TINY_YOLOS
+from tests.training.conftest import TINY, TINY_DETR
 
 CATEGORIES = 3
 QUERIES = 6
@@ -42,8 +42,7 @@ def batch(places: Sequence[int]) -> Batch:
 
 def make_step(family: str = "detr", **options: Any) -> TrainingStep:
     torch.manual_seed(0)
-    variant = {"detr": TINY_DETR, "yolos": TINY_YOLOS}[family]
-    model = build_model(resolve(ModelConfig(**variant)), num_classes=CATEGORIES).train()
+    model = build_model(resolve(ModelConfig(**TINY[family])), num_classes=CATEGORIES).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     return _step(model, optimizer, Accelerator(cpu=True), **options)
 

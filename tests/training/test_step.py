@@ -37,9 +37,11 @@ def poison(step: TrainingStep) -> torch.utils.hooks.RemovableHandle:
     return weight.register_hook(lambda gradient: gradient * torch.nan)
 
 
-@pytest.mark.parametrize("family", ["detr", "yolos"])
+@pytest.mark.parametrize("family", ["detr", "yolos", "deformable", "groups"])
 @pytest.mark.parametrize("accumulated", [1, 3])
-def test_a_step_reads_the_device_once_a_batch(family: str, accumulated: int) -> None:
+def test_a_step_reads_the_device_once_a_batch(
+    family: str, accumulated: int, sampling_as_on_a_device: None
+) -> None:
     average = AverageConfig(decay=0.9)
     step = make_step(family)
     step.average = WeightAverage(step.model, average)

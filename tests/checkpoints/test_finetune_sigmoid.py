@@ -1,0 +1,118 @@
+"""Fine-tuning detectors with sigmoids, whose class columns lie in several heads and tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from detr_kit.categories import CategoryTable
+from detr_kit.checkpoints.detector import DetectorSpec
+from detr_kit.checkpoints.finetune import load_for_finetuning
+from detr_kit.checkpoints.opened import OpenedCheckpoint, class_tables
+from detr_kit.checkpoints.report import LoadReport
+from detr_kit.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
+from detr_kit.models.zoo import build_model, resolve
+from detr_kit.preprocess import Preprocessing
+from detr_kit.sizes import SizeRule
+
+OLD = CategoryTable((1, 2, 3), ("cat", "dog", "owl"))
+NEW = CategoryTable((4, 9), ("owl", "newt"))
+SMALL = {
+    "name": "dino_r50",
+    "backbone": "plain",
+    "backbone_norm": "batch",
+    "backbone_weights": "none",
+    "levels": 2,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "hidden_dim": 64,
+    "num_heads": 2,
+    "feedforward_dim": 32,
+    "num_queries": 5,
+    "denoising_queries": 10,
+}
+HEADS = ("heads.0", "heads.1", "queries.heads")
+
+
+def build(categories: CategoryTable, seed: int, **changes: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    model = build_model(resolve(ModelConfig(**SMALL | changes)), num_classes=len(categories))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model
+
+
+def finetuned(
+    model: nn.Module, source: nn.Module, changes: dict[str, Any], old: dict[str, Any]
+) -> LoadReport:
+    preprocessing = Preprocessing(SizeRule("square", 64, 64), IMAGENET_MEAN, IMAGENET_STD)
+    spec = DetectorSpec(resolve(ModelConfig(**SMALL | old)), OLD, preprocessing)
+    opened = OpenedCheckpoint("old", "own", spec, dict(source.state_dict()))
+    return load_for_finetuning(model, resolve(ModelConfig(**SMALL | changes)), opened, NEW)
+
+
+@pytest.mark.parametrize("queries", [3, 8])
+def test_classes_are_kept_by_name_in_every_head_and_in_denoising(queries: int) -> None:
+    changes = {"num_queries": queries}
+    source, fresh = build(OLD, 1), build(NEW, 2, **changes)
+    model = build(NEW, 2, **changes)
+    report = finetuned(model, source, changes, {})
+    ours, theirs, random = (part.state_dict() for part in (model, source, fresh))
+    for head in HEADS:
+        for part in ("weight", "bias"):
+            name = f"{head}.class_head.layers.0.{part}"
+            assert torch.equal(ours[name][0], theirs[name][2])  # owl
+            assert torch.equal(ours[name][1], random[name][1])  # newt is new
+    labels = "denoising.labels.weight"
+    assert torch.equal(ours[labels][0], theirs[labels][2])
+    assert torch.equal(ours[labels][1], random[labels][1])
+    assert torch.equal(ours[labels][2], theirs[labels][3])  # stands for nothing
+    content, kept = "queries.content.weight", min(queries, 5)
+    assert torch.equal(ours[content][:kept], theirs[content][:kept])
+    assert torch.equal(ours[content][kept:], random[content][kept:])
+    assert not report.missing
+    assert not report.dropped
+    assert len(report.partial) == 2 * len(HEADS) + 2
+
+
+@pytest.mark.parametrize(("here", "there"), [("softmax", "sigmoid"), ("sigmoid", "softmax")])
+def test_another_scoring_is_warned_of_and_leaves_no_object_alone(here: str, there: str) -> None:
+    settings = {"denoising_queries": 0}
+    own, old = settings | {"scoring": here}, settings | {"scoring": there}
+    source, model, fresh = build(OLD, 1, **old), build(NEW, 2, **own), build(NEW, 2, **own)
+    report = finetuned(model, source, own, old)
+    assert any(
+        note.startswith(f"warning: scoring is {here} here and {there} in the checkpoint")
+        for note in report.notes
+    )
+    name = "heads.1.class_head.layers.0.weight"
+    ours, theirs, random = (part.state_dict()[name] for part in (model, source, fresh))
+    assert torch.equal(ours[0], theirs[2])
+    assert torch.equal(ours[1:], random[1:])
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_scores_by_softmax() -> None:
+    settings = {"denoising_queries": 0, "scoring": "softmax"}
+    source, model = build(OLD, 1, **settings), build(NEW, 2, **settings)
+    numbers = resolve(ModelConfig(**SMALL | settings))
+    preprocessing = Preprocessing(SizeRule("square", 64, 64), IMAGENET_MEAN, IMAGENET_STD)
+    older = {key: value for key, value in numbers.items() if key != "scoring"}
+    spec = DetectorSpec(older, OLD, preprocessing)
+    opened = OpenedCheckpoint("old", "own", spec, dict(source.state_dict()))
+    report = load_for_finetuning(model, numbers, opened, NEW)
+    assert not any("scoring" in note for note in report.notes)
+    name = "heads.0.class_head.layers.0.bias"
+    assert torch.equal(model.state_dict()[name][-1], source.state_dict()[name][-1])
+
+
+def test_class_tables_are_found_by_the_last_layer_of_each_head() -> None:
+    keys = [f"heads.class_head.layers.{i}.{part}" for i in range(3) for part in ("weight", "bias")]
+    assert class_tables(keys) == tuple(keys[4:])
+    assert set(class_tables(build(NEW, 0).state_dict())) == {
+        "denoising.labels.weight",
+        *(f"{head}.class_head.layers.0.{part}" for head in HEADS for part in ("weight", "bias")),
+    }
