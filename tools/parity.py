@@ -29,6 +29,9 @@ absolute ones, in the unit of what is compared: logits as they are, boxes in [0,
 are named. Gradients: their norms, and their sums of products with random numbers (probes), both
 relative to the norm. `sample` is the part of the official code's results that is kept in
 tests/parity, `full` all of ../shared/fixtures, left out where that is missing.
+
+transformers has no DINO: there is nothing to compare one with as a whole. Its RT-DETR takes sides
+that are multiples of 32 and no mask, so that padded batches of it are not compared.
 """
 
 

@@ -1,21 +1,21 @@
-"""The `config.json` of transformers' DETR and YOLOS and detr_kit's numbers, in both directions.
+"""The `config.json` of transformers' detectors and detr_kit's numbers, in both directions.
 
-Source: `DetrConfig`, `YolosConfig`, `ResNetConfig` and `TimmBackboneConfig` of transformers.
+Source: `DetrConfig` and `YolosConfig` of transformers; of the others, see their modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
+from detr_kit.checkpoints.hf_backbones import Numbers, read_backbone, require
+from detr_kit.checkpoints.hf_config_deformable import deformable_config, deformable_numbers
+from detr_kit.checkpoints.hf_config_rtdetr import rtdetr_config, rtdetr_numbers
 from detr_kit.checkpoints.hf_keys import DETR_RESNET_KEYS, DETR_TIMM_KEYS, YOLOS_KEYS
 from detr_kit.checkpoints.keymap import KeyMap
 from detr_kit.checkpoints.opened import require_supported
-from detr_kit.checkpoints.resnets import RESNETS, stage_widths
+from detr_kit.checkpoints.resnets import RESNETS
 from detr_kit.errors import DetrKitError
 from detr_kit.models.zoo import NORM_EPS, VARIANTS
-
-Numbers = dict[str, Any]
 
 # config.json leaves out what equals the class's default.
 _DETR_DEFAULTS: Numbers = {
@@ -51,16 +51,6 @@ _YOLOS_DEFAULTS: Numbers = {
     "qkv_bias": True,
     "use_mid_position_embeddings": True,
 }
-_RESNET_DEFAULTS: Numbers = {
-    "depths": [3, 4, 6, 3],
-    "downsample_in_bottleneck": False,
-    "downsample_in_first_stage": False,
-    "embedding_size": 64,
-    "hidden_act": "relu",
-    "hidden_sizes": (256, 512, 1024, 2048),
-    "layer_type": "bottleneck",
-    "num_channels": 3,
-}
 
 
 def numbers_from_config(config: Numbers) -> tuple[Numbers, KeyMap]:
@@ -68,10 +58,14 @@ def numbers_from_config(config: Numbers) -> tuple[Numbers, KeyMap]:
 
     Raises DetrKitError, naming the key, for settings that detr_kit's models do not have.
     """
-    family = config.get("model_type")
-    if family not in ("detr", "yolos"):
-        raise DetrKitError(f"model_type is {family!r}; detr and yolos can be read")
-    return (_detr if family == "detr" else _yolos)(config)
+    read = _READERS.get(str(config.get("model_type")))
+    if read is None:
+        *others, last = _READERS
+        raise DetrKitError(
+            f"model_type is {config.get('model_type')!r}; {', '.join(others)} and {last} can be "
+            "read"
+        )
+    return read(config)
 
 
 def config_from_numbers(numbers: Numbers) -> tuple[Numbers, KeyMap]:
@@ -81,19 +75,21 @@ def config_from_numbers(numbers: Numbers) -> tuple[Numbers, KeyMap]:
     """
     if numbers["family"] == "detr":
         return _detr_config(numbers), DETR_TIMM_KEYS
+    if numbers["family"] == "deformable":
+        return (rtdetr_config if numbers["encoder"] == "hybrid" else deformable_config)(numbers)
     return _yolos_config(numbers), YOLOS_KEYS
 
 
 def _detr(config: Numbers) -> tuple[Numbers, KeyMap]:
     values = _DETR_DEFAULTS | config
-    _require(values, "activation_function", "relu")
-    _require(values, "num_channels", 3)
+    require(values, "activation_function", "relu")
+    require(values, "num_channels", 3)
     for part in ("attention_heads", "ffn_dim"):
-        _require(values, f"decoder_{part}", values[f"encoder_{part}"])
+        require(values, f"decoder_{part}", values[f"encoder_{part}"])
     position = values["position_embedding_type"]
     if position not in ("sine", "learned"):
         raise DetrKitError(f"position_embedding_type {position!r} is not supported")
-    backbone, dilation, key_map = _detr_backbone(values)
+    backbone, dilation, maker = read_backbone(values, levels=1)
     numbers = VARIANTS["detr_r50"] | {
         "backbone": backbone,
         "backbone_norm": "frozen",
@@ -109,64 +105,17 @@ def _detr(config: Numbers) -> tuple[Numbers, KeyMap]:
         "dropout": values["dropout"],
         "position_encoding": position,
     }
-    return numbers, key_map
-
-
-def _detr_backbone(values: Numbers) -> tuple[str, bool, KeyMap]:
-    """Return our backbone's name, whether it is dilated, and the map for its style of keys."""
-    inner = values["backbone_config"]
-    if inner is None and not values["use_timm_backbone"]:
-        inner = {"model_type": "resnet"}
-    if inner is None or inner.get("model_type") == "timm_backbone":
-        # beside a backbone_config, transformers ignores these
-        inner = inner or {
-            "backbone": values["backbone"],
-            "output_stride": 16 if values["dilation"] else None,
-            **(values.get("backbone_kwargs") or {}),
-        }
-        name = str(inner.get("backbone")).split(".")[0]  # resnet50.a1_in1k: the same network
-        if name not in RESNETS.values():
-            raise DetrKitError(f"backbone {inner.get('backbone')!r} is not supported")
-        stride = inner.get("output_stride")
-        _require_last_stage(inner)
-        if stride not in (None, 16, 32):
-            raise DetrKitError(f"backbone_config.output_stride {stride} is not supported")
-        return name, stride == 16, DETR_TIMM_KEYS
-    if inner.get("model_type") != "resnet":
-        raise DetrKitError(f"backbone_config of type {inner.get('model_type')!r} is not supported")
-    resnet = _RESNET_DEFAULTS | inner
-    for key in ("downsample_in_bottleneck", "downsample_in_first_stage", "embedding_size"):
-        _require(resnet, key, _RESNET_DEFAULTS[key], "backbone_config.")
-    _require(resnet, "hidden_act", "relu", "backbone_config.")
-    _require_last_stage(inner)
-    depths, bottleneck = tuple(resnet["depths"]), resnet["layer_type"] == "bottleneck"
-    resnet_name = RESNETS.get((depths, bottleneck))
-    if resnet_name is None or tuple(resnet["hidden_sizes"]) != stage_widths(bottleneck):
-        raise DetrKitError(
-            f"backbone_config: a ResNet of {depths} {resnet['layer_type']} layers is not known"
-        )
-    return resnet_name, False, DETR_RESNET_KEYS
-
-
-def _require_last_stage(inner: Numbers) -> None:
-    features, indices = inner.get("out_features"), inner.get("out_indices")
-    if (features and features[-1] not in ("stage4", "layer4")) or (
-        not features and indices and indices[-1] not in (-1, 4)
-    ):
-        raise DetrKitError(
-            f"backbone_config: features of {features or indices} are not supported, the last "
-            "stage's are"
-        )
+    return numbers, DETR_TIMM_KEYS if maker == "timm" else DETR_RESNET_KEYS
 
 
 def _yolos(config: Numbers) -> tuple[Numbers, KeyMap]:
     values = _YOLOS_DEFAULTS | config
-    _require(values, "hidden_act", "gelu")
-    _require(values, "num_channels", 3)
-    _require(values, "qkv_bias", True)
+    require(values, "hidden_act", "gelu")
+    require(values, "num_channels", 3)
+    require(values, "qkv_bias", True)
     patch, size = values["patch_size"], values["image_size"]
     if not isinstance(patch, int):
-        _require({"patch_size": patch[1]}, "patch_size", patch[0])
+        require({"patch_size": patch[1]}, "patch_size", patch[0])
         patch = patch[0]
     size_hw = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     numbers = VARIANTS["yolos_s"] | {
@@ -194,6 +143,7 @@ def _detr_config(numbers: Numbers) -> Numbers:
             "backbone_norm": ("frozen", "batch"),
             "pre_norm": (False,),
             "positions_at_input": (False,),
+            "scoring": ("softmax",),
         },
         "transformers' DETR",
     )
@@ -219,6 +169,7 @@ def _detr_config(numbers: Numbers) -> Numbers:
 
 
 def _yolos_config(numbers: Numbers) -> Numbers:
+    require_supported(numbers, {"scoring": ("softmax",)}, "transformers' YOLOS")
     size_hw, mid_size_hw = numbers["position_size_hw"], numbers["mid_position_size_hw"]
     if mid_size_hw not in (None, size_hw):
         raise DetrKitError(
@@ -244,6 +195,10 @@ def _yolos_config(numbers: Numbers) -> Numbers:
     }
 
 
-def _require(values: Mapping[str, Any], key: str, expected: Any, prefix: str = "") -> None:
-    if values[key] != expected:
-        raise DetrKitError(f"{prefix}{key} {values[key]!r} is not supported, {expected!r} is")
+_READERS: dict[str, Callable[[Numbers], tuple[Numbers, KeyMap]]] = {
+    "detr": _detr,
+    "yolos": _yolos,
+    "deformable_detr": deformable_numbers,
+    "rt_detr": rtdetr_numbers,
+    "rt_detr_v2": rtdetr_numbers,
+}

@@ -6,13 +6,15 @@ lead from other spellings, such as the names that transformers 5 gives its modul
 
 from __future__ import annotations
 
+from typing import Literal
+
 from detr_kit.checkpoints.keymap import KeyMap, Rule
 
 _CNN = "model.backbone.conv_encoder.model."
 _BODY = "backbone.body."
 
 
-def _attention(theirs: str, ours: str, out: str = "out_proj") -> list[Rule]:
+def stacked_attention(theirs: str, ours: str, out: str = "out_proj") -> list[Rule]:
     stacked = tuple(f"{theirs}.{part}_proj.{{p}}" for part in "qkv")
     return [Rule(stacked, f"{ours}.qkv.{{p}}"), Rule(f"{theirs}.{out}.{{p}}", f"{ours}.proj.{{p}}")]
 
@@ -33,10 +35,10 @@ _DETR_RULES = (
     Rule("model.position_embedding.column_embeddings.{p}", "positions.columns.{p}"),
     Rule("model.input_projection.{p}", "input_proj.{p}"),
     Rule("model.query_position_embeddings.weight", "queries.weight"),
-    *_attention("model.encoder.layers.{i}.self_attn", "encoder.layers.{i}.attn"),
+    *stacked_attention("model.encoder.layers.{i}.self_attn", "encoder.layers.{i}.attn"),
     *_detr_layer("encoder", ("self_attn_layer_norm", "final_layer_norm")),
-    *_attention("model.decoder.layers.{i}.self_attn", "decoder.layers.{i}.self_attn"),
-    *_attention("model.decoder.layers.{i}.encoder_attn", "decoder.layers.{i}.cross_attn"),
+    *stacked_attention("model.decoder.layers.{i}.self_attn", "decoder.layers.{i}.self_attn"),
+    *stacked_attention("model.decoder.layers.{i}.encoder_attn", "decoder.layers.{i}.cross_attn"),
     *_detr_layer(
         "decoder", ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
     ),
@@ -53,40 +55,50 @@ _DETR_ALIASES = (
     ("model.{rest}.mlp.fc{i}.{p}", "model.{rest}.fc{i}.{p}"),
 )
 
-_DETR_DROPPED = {"{rest}.num_batches_tracked": "a frozen norm counts no batches"}
+FROZEN_NORMS = {"{rest}.num_batches_tracked": "a frozen norm counts no batches"}
 
-# Backbones of timm have torchvision's names.
-DETR_TIMM_KEYS = KeyMap(
-    "Hugging Face DETR (timm backbone)",
-    rules=(*_DETR_RULES, Rule(_CNN + "{rest}", _BODY + "{rest}")),
-    aliases=_DETR_ALIASES,
-    dropped=_DETR_DROPPED,
-)
 
-# transformers' own ResNets count stages and convolutions from 0.
-_BLOCK = "encoder.stages.{stage}.layers.{{i}}."
-DETR_RESNET_KEYS = KeyMap(
-    "Hugging Face DETR (transformers backbone)",
-    rules=(
-        *_DETR_RULES,
+def resnet_stages(cnn: str, shortcuts: tuple[str, ...], first: int) -> tuple[Rule, ...]:
+    """Return the rules of the stages of transformers' own ResNets, whose keys begin with `cnn`.
+
+    They count stages and convolutions from 0. `shortcuts` name a stage's; in ours its convolution
+    has the number `first`.
+    """
+    return tuple(
+        Rule(
+            f"{cnn}encoder.stages.{stage}.layers.{{i}}.{theirs}",
+            f"{_BODY}layer{stage + 1}.{{i}}.{ours}",
+        )
+        for stage, shortcut in enumerate(shortcuts)
+        for theirs, ours in (
+            *((f"layer.{n}.convolution.{{p}}", f"conv{n + 1}.{{p}}") for n in range(3)),
+            *((f"layer.{n}.normalization.{{rest}}", f"bn{n + 1}.{{rest}}") for n in range(3)),
+            (f"{shortcut}.convolution.{{p}}", f"downsample.{first}.{{p}}"),
+            (f"{shortcut}.normalization.{{rest}}", f"downsample.{first + 1}.{{rest}}"),
+        )
+    )
+
+
+# By who made the backbone. Those of timm have torchvision's names.
+Maker = Literal["timm", "transformers"]
+_MAKERS: tuple[Maker, ...] = ("timm", "transformers")
+BACKBONE_RULES: dict[Maker, tuple[Rule, ...]] = {
+    "timm": (Rule(_CNN + "{rest}", _BODY + "{rest}"),),
+    "transformers": (
         Rule(_CNN + "embedder.embedder.convolution.{p}", _BODY + "conv1.{p}"),
         Rule(_CNN + "embedder.embedder.normalization.{rest}", _BODY + "bn1.{rest}"),
-        *(
-            Rule(
-                _CNN + _BLOCK.format(stage=stage) + theirs,
-                _BODY + f"layer{stage + 1}.{{i}}." + ours,
-            )
-            for stage in range(4)
-            for theirs, ours in (
-                *((f"layer.{n}.convolution.{{p}}", f"conv{n + 1}.{{p}}") for n in range(3)),
-                *((f"layer.{n}.normalization.{{rest}}", f"bn{n + 1}.{{rest}}") for n in range(3)),
-                ("shortcut.convolution.{p}", "downsample.0.{p}"),
-                ("shortcut.normalization.{rest}", "downsample.1.{rest}"),
-            )
-        ),
+        *resnet_stages(_CNN, ("shortcut",) * 4, first=0),
     ),
-    aliases=_DETR_ALIASES,
-    dropped=_DETR_DROPPED,
+}
+
+DETR_TIMM_KEYS, DETR_RESNET_KEYS = (
+    KeyMap(
+        f"Hugging Face DETR ({maker} backbone)",
+        rules=(*_DETR_RULES, *BACKBONE_RULES[maker]),
+        aliases=_DETR_ALIASES,
+        dropped=FROZEN_NORMS,
+    )
+    for maker in _MAKERS
 )
 
 _BLOCK_OF_VIT = "vit.encoder.layer.{i}."

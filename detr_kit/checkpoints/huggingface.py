@@ -1,7 +1,7 @@
-"""Folders of Hugging Face transformers with a DETR or a YOLOS, read and written.
+"""Folders of Hugging Face transformers with a detector of a kind that is ours, read and written.
 
-Source: the files that `save_pretrained` writes and that the hub holds, `DetrConfig` and
-`YolosConfig` of transformers. transformers itself is not needed.
+Source: the files that `save_pretrained` writes and that the hub holds, and the config classes of
+transformers, which itself is not needed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ from torch import Tensor
 from detr_kit.categories import CategoryTable
 from detr_kit.checkpoints.detector import DetectorSpec
 from detr_kit.checkpoints.hf_config import Numbers, config_from_numbers, numbers_from_config
+from detr_kit.checkpoints.hf_keys_rtdetr import constant_tensors
 from detr_kit.checkpoints.keymap import KeyMap
-from detr_kit.checkpoints.opened import OpenedCheckpoint, changed_architecture, class_layer
+from detr_kit.checkpoints.opened import (
+    OpenedCheckpoint,
+    changed_architecture,
+    class_tables,
+    without_groups,
+)
 from detr_kit.checkpoints.processor import (
     default_preprocessing,
+    kind_of,
     processor_json,
     processor_notes,
     read_processor,
 )
 from detr_kit.checkpoints.reading import read_tensors
 from detr_kit.errors import DetrKitError
+from detr_kit.models.zoo import completed
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -59,17 +67,18 @@ def open_huggingface(
         ours, dropped = key_map.to_ours(read_weights(folder))
     except DetrKitError as error:
         raise DetrKitError(f"{source}: {error}") from error
-    family = numbers["family"]
+    kind = kind_of(numbers)
     numbers = changed_architecture(numbers, architecture, source)
     notes: tuple[str, ...]
     if (folder / PROCESSOR_FILE).is_file():
-        preprocessing, notes = read_processor(folder / PROCESSOR_FILE, family)
+        preprocessing, notes = read_processor(folder / PROCESSOR_FILE, kind)
     else:
-        preprocessing = default_preprocessing(family)
-        notes = (f"no {PROCESSOR_FILE}: the {family} processor's defaults are used",)
-    spec = DetectorSpec(
-        numbers, _categories(config, ours, key_map, path), preprocessing, origin=source
-    )
+        preprocessing = default_preprocessing(kind)
+        notes = (f"no {PROCESSOR_FILE}: the {kind} processor's defaults are used",)
+    # A softmax has a column for `no object` too.
+    extra = 1 if numbers.get("scoring", "softmax") == "softmax" else 0
+    categories = _categories(config, ours, key_map, path, extra)
+    spec = DetectorSpec(numbers, categories, preprocessing, origin=source)
     return OpenedCheckpoint(source, key_map.name, spec, ours, dropped, notes, key_map=key_map)
 
 
@@ -110,7 +119,7 @@ def huggingface_files(
 
     Raises DetrKitError where transformers has no such model.
     """
-    config, key_map = config_from_numbers(spec.architecture)
+    config, key_map = config_from_numbers(completed(spec.architecture))
     labels = {
         str(column): name if used else UNUSED_LABEL
         for column, (name, used) in enumerate(
@@ -119,23 +128,29 @@ def huggingface_files(
     }
     config["id2label"] = labels
     config["label2id"] = {name: int(column) for column, name in labels.items()}
-    processor = processor_json(spec.preprocessing, spec.architecture["family"])
+    processor = processor_json(spec.preprocessing, kind_of(spec.architecture))
     notes = processor_notes(spec.preprocessing)
     if spec.categories.ids != tuple(range(len(spec.categories))):
         notes += ("category ids become the numbers of their columns, from 0; names are kept",)
-    return config, processor, key_map.to_theirs(tensors), notes
+    weights = key_map.to_theirs(without_groups(tensors))
+    if config["model_type"] == "rt_detr_v2":
+        weights |= constant_tensors(config)
+    return config, processor, weights, notes
 
 
 def _categories(
-    config: Numbers, ours: Mapping[str, Tensor], key_map: KeyMap, path: Path
+    config: Numbers, ours: Mapping[str, Tensor], key_map: KeyMap, path: Path, extra: int
 ) -> CategoryTable:
-    """Return the table of `id2label`; columns are the ids, as transformers reports them."""
+    """Return the table of `id2label`; columns are the ids, as transformers reports them.
+
+    The class head has `extra` columns that are no category.
+    """
     labels = config.get("id2label")
     if labels is None:
-        bias = f"{class_layer(ours)}.bias"
-        columns = ours[bias].numel() - 1 if bias in ours else 0
+        table = next(iter(class_tables(ours)), "")
+        columns = len(ours[table]) - extra if table in ours and ours[table].ndim else 0
         if columns < 1:
-            key = ", ".join(key_map.to_theirs_keys(bias)) or bias
+            key = ", ".join(key_map.to_theirs_keys(table)) or "the class head"
             raise DetrKitError(f"{path}: no id2label, and {key} does not count the categories")
         labels = {str(column): f"LABEL_{column}" for column in range(columns)}
     try:

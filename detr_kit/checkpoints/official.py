@@ -16,11 +16,17 @@ from detr_kit.categories import CategoryTable, coco_table
 from detr_kit.checkpoints.detector import DetectorSpec
 from detr_kit.checkpoints.official_keys import FAMILY_KEYS, KEY_MAPS, what_else
 from detr_kit.checkpoints.official_numbers import Numbers, args_from_numbers, numbers_from_weights
-from detr_kit.checkpoints.opened import OpenedCheckpoint, class_layer, require_supported, shape_of
+from detr_kit.checkpoints.opened import (
+    OpenedCheckpoint,
+    class_layer,
+    require_supported,
+    shape_of,
+    without_groups,
+)
 from detr_kit.checkpoints.resnets import RESNETS
 from detr_kit.config import IMAGENET_MEAN, IMAGENET_STD
 from detr_kit.errors import DetrKitError
-from detr_kit.models.zoo import NORM_EPS
+from detr_kit.models.zoo import NORM_EPS, completed
 from detr_kit.preprocess import Preprocessing
 from detr_kit.sizes import SizeRule
 
@@ -73,7 +79,10 @@ def official_content(
     `argparse.Namespace`, under "args". Raises DetrKitError where the official code has no such
     model.
     """
-    numbers = spec.architecture
+    numbers = completed(spec.architecture)
+    if numbers["family"] not in KEY_MAPS:
+        raise DetrKitError("the official code of DETR and YOLOS has no Deformable DETR")
+    require_supported(numbers, {"scoring": ("softmax",)}, "the official code")
     if numbers["family"] == "detr":
         require_supported(
             numbers,
@@ -92,7 +101,7 @@ def official_content(
     if numbers.get("norm_eps", NORM_EPS) != NORM_EPS:
         notes.append(f"norm_eps {numbers['norm_eps']} becomes {NORM_EPS} in the official code")
     content = {
-        "model": KEY_MAPS[numbers["family"]].to_theirs(tensors),
+        "model": KEY_MAPS[numbers["family"]].to_theirs(without_groups(tensors)),
         "args": argparse.Namespace(**settings),
     }
     return content, tuple(notes)

@@ -1,8 +1,8 @@
 """Opening a detector, whatever it is kept as.
 
 What is accepted: a folder that detr_kit wrote, or a run's folder; a `.pth` of the official DETR or
-YOLOS; a folder of Hugging Face transformers with a DETR or YOLOS; the name of such a model on the
-Hugging Face hub.
+YOLOS; a folder of Hugging Face transformers with a DETR, Deformable DETR, RT-DETR, RT-DETRv2 or
+YOLOS; the name of such a model on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -27,6 +27,14 @@ _ACCEPTED = (
     f"expected a folder with {SPEC_FILE} and {MODEL_FILE}, a run's folder with such a best/ in "
     f"it, a Hugging Face folder with {CONFIG_FILE} or a name on its hub, or an official .pth file"
 )
+
+# Each of the models of transformers that can be read has one of these tensors.
+_OF_HUGGINGFACE = {
+    "model.query_position_embeddings.weight",
+    "model.level_embed",
+    "model.encoder_input_proj.0.0.weight",
+    "vit.embeddings.detection_tokens",
+}
 
 
 def open_checkpoint(
@@ -118,9 +126,7 @@ def _open_weights(
     if is_onnx_file(path) or path.suffix.lower() == ".pt2":
         raise DetrKitError(f"{path}: an exported file; give the checkpoint that it was made of")
     content = read_checkpoint(path)
-    if "model.query_position_embeddings.weight" in content.tensors or (
-        "vit.embeddings.detection_tokens" in content.tensors
-    ):
+    if _OF_HUGGINGFACE & content.tensors.keys():
         raise DetrKitError(
             f"{path}: a Hugging Face model's weights; give the folder that also holds its "
             f"{CONFIG_FILE}"

@@ -210,14 +210,19 @@ def fault(folder: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "detr_small"])
+OWN = ("detr_small", "dino_r50")  # transformers has no such models
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in OWN])
 def test_numbers_come_back_from_the_config_that_is_written(name: str) -> None:
     given = VARIANTS[name] | {"padding": "independent"}
-    given |= LOADED if given["family"] == "detr" else {"backbone_weights": None}
+    given |= {"backbone_weights": None} if given["family"] == "yolos" else LOADED
+    if given["family"] == "deformable" and given["encoder"] == "hybrid":
+        given |= {"frozen_stages": 1}
     config, key_map = config_from_numbers(given)
     found, own_map = numbers_from_config(json.loads(json.dumps(config)))
     assert found == given
-    assert own_map is key_map
+    assert own_map == key_map
 
 
 @pytest.fixture

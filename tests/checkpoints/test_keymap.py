@@ -6,15 +6,24 @@ import re
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from detr_kit.checkpoints import hf_keys, official_keys
+from detr_kit.checkpoints.hf_keys_deformable import deformable_keys
+from detr_kit.checkpoints.hf_keys_rtdetr import rtdetr_keys
 from detr_kit.checkpoints.keymap import KeyMap, Rule, require_fit
 from detr_kit.errors import DetrKitError
 
-MAPS = {
+NEWER = {
+    "one stage": deformable_keys("timm", 6, refinement=False, two_stage=False),
+    "refined": deformable_keys("transformers", 6, refinement=True, two_stage=False),
+    "two stages": deformable_keys("timm", 6, refinement=True, two_stage=True),
+    "RT-DETR": rtdetr_keys("transformers", frozen_norms=True),
+    "RT-DETR, timm": rtdetr_keys("timm", frozen_norms=False),
+}
+MAPS = NEWER | {
     key_map.name: key_map
     for key_map in (
         official_keys.DETR_KEYS,
@@ -30,7 +39,10 @@ TOY = KeyMap(
         Rule(("q.{i}.{p}", "k.{i}.{p}", "v.{i}.{p}"), "qkv.{i}.{p}"),
         Rule("fc{j}.{p}", "mlp.{j}.{p}"),
         Rule("cnn.{rest}", "body.{rest}"),
+        Rule("both.{i}.{p}", ("first.{i}.{p}", "second.{i}.{p}")),
     ),
+    copies=(("linear.copy{j}.{p}", "fc{j}.{p}"),),
+    repeated=(("mlp.9.{p}", "mlp.8.{p}"),),
     aliases=(("net.{rest}", "cnn.{rest}"), ("linear{j}.{p}", "fc{j}.{p}")),
     dropped={"{rest}.count": "counts nothing", "extra.{p}": "not needed"},
 )
@@ -50,17 +62,20 @@ PLACEHOLDERS = st.fixed_dictionaries(
 def test_every_rule_is_its_own_inverse(
     data: st.DataObject, name: str, values: dict[str, str]
 ) -> None:
+    # The heads of the layer after the last are those of the proposals.
+    assume(not (name == "two stages" and values["i"] == "6"))
     key_map = MAPS[name]
     rule = data.draw(st.sampled_from(key_map.rules))
     theirs = {
-        part.format(**values): torch.full((2, 3), float(row)) for row, part in enumerate(rule.parts)
+        part.format(**values): torch.full((2, 4), float(row)) for row, part in enumerate(rule.parts)
     }
     ours, dropped = key_map.to_ours(theirs)
     if dropped:  # backbone.head.weight, for example
         assert not ours
         return
-    assert ours.keys() == {rule.ours.format(**values)}
-    back = key_map.to_theirs(ours)
+    assert ours.keys() >= {piece.format(**values) for piece in rule.pieces}
+    needed = {piece.format(**values): ours[piece.format(**values)] for piece in rule.pieces}
+    back = key_map.to_theirs(needed)
     # By order too: q, k and v are not interchangeable.
     assert list(back) == list(theirs)
     for key, tensor in theirs.items():
@@ -70,7 +85,7 @@ def test_every_rule_is_its_own_inverse(
 @pytest.mark.parametrize("name", MAPS)
 def test_no_two_rules_lead_to_the_same_name(name: str) -> None:
     values = {"i": "1", "j": "2", "p": "weight", "rest": "conv9.weight"}
-    ours = [rule.ours.format(**values) for rule in MAPS[name].rules]
+    ours = [piece.format(**values) for rule in MAPS[name].rules for piece in rule.pieces]
     theirs = [part.format(**values) for rule in MAPS[name].rules for part in rule.parts]
     assert len(set(ours)) == len(ours)
     assert len(set(theirs)) == len(theirs)
@@ -119,6 +134,43 @@ def test_dropped_keys_are_told_and_not_written() -> None:
 def test_what_does_not_translate_is_listed(keys: tuple[str, ...], told: str) -> None:
     with pytest.raises(DetrKitError, match=re.escape(f"not a toy checkpoint; {told}") + "$"):
         TOY.to_ours(tensors(*keys))
+
+
+def test_a_tensor_is_cut_into_several_of_ours_and_put_together_again() -> None:
+    given = {"both.3.weight": torch.arange(8.0).view(2, 4)}
+    ours, _ = TOY.to_ours(given)
+    assert list(ours) == ["first.3.weight", "second.3.weight"]
+    assert ours["second.3.weight"].tolist() == [[2, 3], [6, 7]]
+    back = TOY.to_theirs(dict(reversed(list(ours.items()))))  # whatever the order
+    assert torch.equal(back["both.3.weight"], given["both.3.weight"])
+
+
+@pytest.mark.parametrize("shape", [(4,), (), (2, 3)])
+def test_what_cannot_be_cut_is_named(shape: tuple[int, ...]) -> None:
+    told = f"of shapes that cannot be cut: both.0.weight {shape}"
+    with pytest.raises(DetrKitError, match=re.escape(told) + "$"):
+        TOY.to_ours({"both.0.weight": torch.zeros(shape)})
+
+
+def test_a_copy_is_dropped_beside_its_original_and_read_without_it() -> None:
+    bias = torch.ones(2)
+    ours, dropped = TOY.to_ours({"linear.copy1.bias": bias, "linear1.bias": bias.clone()})
+    assert (list(ours), dropped) == (["mlp.1.bias"], ("linear.copy1.bias",))
+    assert TOY.dropped_because(dropped[0]) == "the same tensor is there under another name"
+    assert TOY.to_ours({"linear.copy1.bias": bias})[0]["mlp.1.bias"] is bias
+
+
+@pytest.mark.parametrize("other", [torch.zeros(2), torch.ones(3), torch.ones(2).half()])
+def test_a_copy_that_differs_is_named(other: Tensor) -> None:
+    with pytest.raises(DetrKitError, match=r"differing copies: linear\.copy1\.bias$"):
+        TOY.to_ours({"linear.copy1.bias": torch.ones(2), "fc1.bias": other})
+
+
+def test_what_is_left_out_repeats_another() -> None:
+    given = tensors("fc8.bias", "fc8.weight", "fc9.weight")
+    ours, _ = TOY.to_ours(given)
+    assert ours["mlp.9.bias"] is given["fc8.bias"]
+    assert ours["mlp.9.weight"] is given["fc9.weight"]
 
 
 @pytest.mark.parametrize("shape", [(3,), (), (2, 2)])

@@ -184,7 +184,7 @@ class TestNotes:
         assert preprocessing == default_preprocessing("detr")
         assert [note.split()[0] for note in notes] == ["pad_size"]
 
-    @pytest.mark.parametrize("name", ["RTDetrImageProcessor", "CLIPImageProcessor"])
+    @pytest.mark.parametrize("name", ["ConditionalDetrImageProcessor", "CLIPImageProcessor"])
     def test_an_unknown_type_is_noted(self, path: Path, name: str) -> None:
         path.write_text(json.dumps({"image_processor_type": name}))
         preprocessing, notes = read_processor(path, "yolos")

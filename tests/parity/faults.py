@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detr_kit import losses, matching
+from detr_kit import matching
 from detr_kit.boxes import iou_and_union
-from detr_kit.losses import LossValues, Normalizer, SetCriterion, StepCounts
+from detr_kit.losses import LossValues, Normalizer, SetCriterion, StepCounts, terms
 from detr_kit.matching import HungarianMatcher
 from detr_kit.models import positions
 from detr_kit.models.norms import FrozenBatchNorm2d
@@ -145,7 +145,7 @@ def no_object_weighs_one(setup: Setup, patch: Patch) -> None:
 
 
 def iou_for_giou(setup: Setup, patch: Patch) -> None:
-    patch.setattr(losses, "generalized_iou", lambda a, b: iou_and_union(a, b)[0])
+    patch.setattr(terms, "generalized_iou", lambda a, b: iou_and_union(a, b)[0])
 
 
 def boxes_per_image(setup: Setup, patch: Patch) -> None:

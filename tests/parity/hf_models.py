@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import (
+    DeformableDetrForObjectDetection,
     DetrConfig,
     DetrForObjectDetection,
     ResNetConfig,
@@ -39,7 +40,7 @@ logging.set_verbosity_error()  # it tells at every config that timm keeps its ow
 BOUND = 1e-9  # of absolute differences in float64
 NUM_CATEGORIES = 7
 # Their attention as plain products and a softmax: the only one of theirs that returns its weights.
-_COMMON = {
+COMMON = {
     "id2label": {column: f"kind {column}" for column in range(NUM_CATEGORIES)},
     "label2id": {f"kind {column}": column for column in range(NUM_CATEGORIES)},
     "attn_implementation": "eager",
@@ -69,7 +70,7 @@ def _timm(backbone: str, **changes: Any) -> DetrConfig:
         use_timm_backbone=True,
         backbone=backbone,
         use_pretrained_backbone=False,
-        **{**_COMMON, **changes},
+        **{**COMMON, **changes},
     )
 
 
@@ -82,12 +83,12 @@ def _transformers(layer_type: str, depths: list[int], widths: list[int], **chang
         backbone=None,
         use_pretrained_backbone=False,
         backbone_config=cnn,
-        **{**_COMMON, **changes},
+        **{**COMMON, **changes},
     )
 
 
 def _yolos(**changes: Any) -> YolosConfig:
-    return YolosConfig(**{**_COMMON, **_SMALL_YOLOS, **changes})
+    return YolosConfig(**{**COMMON, **_SMALL_YOLOS, **changes})
 
 
 CONFIGS: dict[str, Callable[[], DetrConfig | YolosConfig]] = {
@@ -111,7 +112,7 @@ CONFIGS: dict[str, Callable[[], DetrConfig | YolosConfig]] = {
         layer_norm_eps=1e-5, use_mid_position_embeddings=False, image_size=[100, 171]
     ),
     "yolos_full_width": lambda: YolosConfig(
-        hidden_size=384, num_attention_heads=6, intermediate_size=1536, **_COMMON
+        hidden_size=384, num_attention_heads=6, intermediate_size=1536, **COMMON
     ),
 }
 
@@ -142,13 +143,13 @@ def random_reference(name: str) -> nn.Module:
     with torch.no_grad():
         for key, tensor in reference.state_dict().items():
             if tensor.is_floating_point():
-                tensor.copy_(_drawn(key, tensor, generator))
+                tensor.copy_(drawn(key, tensor, generator))
         if kind is DetrForObjectDetection:
             _center_features(reference)
     return reference
 
 
-def _drawn(key: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
+def drawn(key: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
     normal = torch.randn(tensor.shape, generator=generator)
     if key.endswith("running_var") or (tensor.ndim == 1 and key.endswith("weight")):
         return torch.rand(tensor.shape, generator=generator) + 0.5
@@ -229,9 +230,10 @@ def in_dtype(batch: ImageBatch, dtype: torch.dtype) -> ImageBatch:
 
 
 def reference_inputs(reference: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
-    """Return the arguments of a batch; YOLOS takes no mask, and DETR needs none unpadded."""
+    """Return the arguments of a batch; the DETRs take a mask, and need none unpadded."""
     inputs = {"pixel_values": batch.pixels}
-    if batch.has_padding and isinstance(reference, DetrForObjectDetection):
+    masked = (DetrForObjectDetection, DeformableDetrForObjectDetection)
+    if batch.has_padding and isinstance(reference, masked):
         inputs["pixel_mask"] = (~batch.padding_mask).long()
     return inputs
 
@@ -243,6 +245,8 @@ class _Float64ForFloat32(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if kwargs.get("dtype") is torch.float32:
             kwargs["dtype"] = torch.float64
+        if func is torch.Tensor.to:
+            args = [torch.float64 if value is torch.float32 else value for value in args]
         return args[0].double() if func is torch.Tensor.float else func(*args, **kwargs)
 
 
@@ -251,7 +255,8 @@ def wide_constants(dtype: torch.dtype) -> Iterator[None]:
     """Let the reference make its constants in float64 where the model is in float64.
 
     Its loss makes class weights in the default precision, which float64 logits are refused with;
-    releases before 5 compute sine positions in float32, whatever the model's precision.
+    releases before 5 compute sine positions in float32, whatever the model's precision, and all
+    those of Deformable DETR's proposals.
     """
     if dtype != torch.float64:
         yield
