@@ -1,0 +1,92 @@
+"""The benchmark of learning from few pictures: its steps, its rates, and what it has recorded."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from detr_kit.config import load_config
+from detr_kit.models.zoo import resolve
+
+BENCHMARK = Path(__file__).resolve().parents[1] / "tools/benchmark"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARK)
+    return importlib.import_module
+
+
+def row(name: str, started: str, *, minutes: float = 1.0, final: bool = False) -> dict[str, Any]:
+    common = {"seed": 0, "budget": 2.0, "split": "val", "ap50": 0.1}
+    return common | {"name": name, "started": started, "minutes": minutes, "final": final}
+
+
+def test_every_step_has_settings_that_go_together(load: Any) -> None:
+    ladder: ModuleType = load("ladder")
+    steps = ladder.ladder([])
+    numbers = [resolve(load_config(ladder.CONFIG, overrides).model) for overrides in steps.values()]
+    # The last steps add a loss, which is no number of the model.
+    assert numbers[0]["family"] == "detr"
+    assert numbers[-1]["denoising_queries"] == 50
+    assert numbers[-1]["groups"] == 3
+
+
+def test_a_step_keeps_the_parts_before_and_what_is_given_comes_last(load: Any) -> None:
+    steps = list(load("ladder").ladder(["model.levels=2"]).values())
+    assert all(overrides[-1] == "model.levels=2" for overrides in steps)
+    assert all(set(steps[0]) <= set(overrides) for overrides in steps)
+
+
+def test_a_training_that_came_to_its_end_counts_before_a_newer_one_that_did_not(load: Any) -> None:
+    records = load("small_data_records")
+    rows = [row("a", "1"), row("a", "2"), row("a", "2", minutes=2.0, final=True), row("a", "3")]
+    [(name, own)] = records.trainings(rows).items()
+    assert name == "a"
+    assert [one["minutes"] for one in own] == [1.0, 2.0]
+
+
+def test_only_a_training_of_the_same_settings_that_came_to_its_end_is_done(load: Any) -> None:
+    records = load("small_data_records")
+    rows = [row("a", "1", final=True), row("b", "2")]
+    assert records.is_done(rows, {"name": "a", "seed": 0})
+    assert not records.is_done(rows, {"name": "a", "seed": 1})
+    assert not records.is_done(rows, {"name": "a", "trial": {}})
+    assert not records.is_done(rows, {"name": "b"})
+
+
+def test_a_line_that_was_cut_off_is_left_out_and_written_over(load: Any, tmp_path: Path) -> None:
+    records = load("small_data_records").Records(tmp_path / "new/record.jsonl")
+    assert records.rows() == []
+    records.write(row("a", "1"))
+    with records.path.open("a") as file:
+        file.write('{"name": "b", "sta')
+    assert records.rows() == [row("a", "1")]
+    records.write(row("c", "2"))
+    assert records.rows() == [row("a", "1"), row("c", "2")]
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("constant", 1.0)])
+def test_rates_warm_up_over_steps_and_follow_the_clock(
+    load: Any, schedule: str, end: float
+) -> None:
+    trial = load("small_data_trial").Trial(
+        data=Path(),
+        weights=Path(),
+        minutes=2.0,
+        every=1.0,
+        seed=0,
+        batch_size=8,
+        size_hw=(256, 320),
+        augmentation="flip",
+        schedule=schedule,
+        warmup_steps=9,
+    )
+    assert trial.rate_factor(0, 0.0) == pytest.approx(0.1)
+    assert trial.rate_factor(9, 0.0) == pytest.approx(1.0)
+    assert trial.rate_factor(500, 60.0) == pytest.approx((1 + end) / 2)
+    assert trial.rate_factor(1000, 130.0) == pytest.approx(end)
