@@ -77,6 +77,8 @@ class ModelConfig(Section):
     query_selection: Literal["none", "full", "mixed"] | None = None
     query_positions: Literal["learned", "proposal", "sine", "mlp"] | None = None
     decoder_norm: bool | None = None
+    shared_heads: bool | None = None  # one pair of heads for all layers that refine boxes
+    temperature: float | None = Field(None, gt=1)  # of the deformable encoder's positions
     # about how many queries repeat the objects with noise in training, half of them as negatives
     denoising_queries: int | None = Field(None, ge=0)
     label_noise: float | None = Field(None, ge=0, le=1)
@@ -171,7 +173,7 @@ class LossConfig(Section):
     # None: as published with the loss: 0.25 (focal), 0.75 (varifocal), 1 (matchability) ...
     focal_alpha: float | None = Field(None, ge=0, le=1)
     focal_gamma: float | None = Field(None, ge=0)  # ... and 2, 2, 1.5
-    class_cost: float = Field(1.0, ge=0)
+    class_cost: float | None = Field(None, ge=0)  # None: 1 with softmax, 2 with sigmoids
     l1_cost: float = Field(5.0, ge=0)
     giou_cost: float = Field(2.0, ge=0)
     class_weight: float = Field(1.0, ge=0)

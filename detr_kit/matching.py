@@ -17,8 +17,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr_kit.errors import DetrKitError
-from detr_kit.structures import ModelOutput, TargetBatch
+from detr_kit.structures import ModelOutput, Scoring, TargetBatch
 
+# How much the class weighs in the matching, as published: of DETR, and of Deformable DETR, whose
+# focal cost is lower.
+CLASS_COSTS: dict[Scoring, float] = {"softmax": 1.0, "sigmoid": 2.0}
 # In the place of a cost that is not finite, for the solver to go on.
 _VERY_HIGH = 1e9
 # Of the focal cost: its weight of what is right, and its exponent.

@@ -38,6 +38,8 @@ _SILENT_SETTINGS = {
     "cross_attention": None,
     "decoder_layers": None,
     "decoder_norm": None,
+    "shared_heads": None,
+    "temperature": None,
     "depth": None,
     "dilation": None,
     "encoder": None,

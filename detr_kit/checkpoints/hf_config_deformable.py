@@ -107,6 +107,8 @@ def deformable_config(numbers: Numbers) -> tuple[Numbers, KeyMap]:
             "query_positions": ("proposal" if two_stage else "learned",),
             "refinement": (True,) if two_stage else (True, False),
             "decoder_norm": (False,),
+            "shared_heads": (False,),
+            "temperature": (10000.0,),
             "denoising_queries": (0,),
             "groups": (1,),
             "scoring": ("sigmoid",),

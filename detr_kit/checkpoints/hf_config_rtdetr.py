@@ -121,6 +121,8 @@ def rtdetr_config(numbers: Numbers) -> tuple[Numbers, KeyMap]:
             "query_selection": ("full",),
             "query_positions": ("mlp",),
             "decoder_norm": (False,),
+            "shared_heads": (False,),
+            "temperature": (10000.0,),
             "groups": (1,),
             "scoring": ("sigmoid",),
         },

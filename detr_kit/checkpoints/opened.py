@@ -16,7 +16,7 @@ from detr_kit.checkpoints.detector import DetectorSpec
 from detr_kit.checkpoints.keymap import KeyMap, require_fit
 from detr_kit.config import ModelConfig
 from detr_kit.errors import DetrKitError
-from detr_kit.models.zoo import build_model
+from detr_kit.models.zoo import FAMILIES, build_model
 
 # What the names of a class head's layers begin with; a model may have one for each decoder layer.
 _CLASS_HEAD = re.compile(r"(?:.*\.)?class_head\.layers\.")
@@ -144,7 +144,7 @@ def changed_architecture(
     if strange:
         near = difflib.get_close_matches(strange[0], numbers, n=1, cutoff=0.0)
         raise DetrKitError(
-            f"{source}: a {numbers['family'].upper()} has no setting {strange[0]!r}; the nearest "
+            f"{source}: a {FAMILIES[numbers['family']]} has no setting {strange[0]!r}; the nearest "
             f"is {near[0]!r}"
         )
     try:

@@ -1,4 +1,4 @@
-"""Multi-head attention for both families, for self and for cross attention.
+"""Multi-head attention for all families, for self and for cross attention.
 
 Shape legend: B images, N queries, M keys, D channels, h heads.
 """

@@ -147,6 +147,7 @@ def _encoder(numbers: Numbers) -> DeformableEncoder | HybridEncoder | Encoder:
             num_levels=numbers["levels"],
             num_points=numbers["points"],
             dropout=dropout,
+            temperature=numbers["temperature"],
             activation_checkpointing=checkpointing,
         )
     dense = Encoder(
@@ -198,7 +199,8 @@ def _decoder(numbers: Numbers) -> AnchorDecoder:
 
 
 def _layer_heads(numbers: Numbers, num_classes: int) -> nn.ModuleList:
-    """Build heads for each layer where boxes are refined, one pair for all otherwise."""
+    """Build heads for each layer where boxes are refined by its own, one pair for all otherwise."""
+    own = numbers["refinement"] and not numbers["shared_heads"]
     heads = [
         DetectionHeads(
             numbers["hidden_dim"],
@@ -207,7 +209,7 @@ def _layer_heads(numbers: Numbers, num_classes: int) -> nn.ModuleList:
             scoring=numbers["scoring"],
             zero_boxes=True,
         )
-        for _ in range(numbers["decoder_layers"] if numbers["refinement"] else 1)
+        for _ in range(numbers["decoder_layers"] if own else 1)
     ]
     if numbers["query_positions"] == "learned":
         # A point of reference has no sides: its boxes begin small, as in the paper's code.

@@ -72,11 +72,12 @@ class DeformableEncoder(nn.Module):
         num_levels: int,
         num_points: int,
         dropout: float,
+        temperature: float = 10000.0,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
-        self.positions = SinePositions(dim, centered=True)
+        self.positions = SinePositions(dim, centered=True, temperature=temperature)
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(

@@ -49,7 +49,7 @@ class DETR(nn.Module):
 
     @property
     def num_columns(self) -> int:
-        """How many columns the class head has, with the one for `no object`."""
+        """How many columns the class head has, with one for `no object` if it softmaxes."""
         return self.heads.num_columns
 
     def forward(

@@ -21,18 +21,18 @@ class SinePositions(nn.Module):
     lies at 2 pi. Padded cells count for nothing.
 
     With `centered`, places are those of the cells' centres, as in the code of Deformable DETR:
-    half a cell before.
+    half a cell before. `temperature` is the longest wavelength's ratio to the shortest one's.
     """
 
-    TEMPERATURE = 10000.0
     SCALE = 2 * math.pi
 
-    def __init__(self, dim: int, *, centered: bool = False) -> None:
+    def __init__(self, dim: int, *, centered: bool = False, temperature: float = 10000.0) -> None:
         super().__init__()
         if dim % 4:
             raise DetrKitError(f"hidden_dim {dim}: sine positions need a multiple of 4")
         self.dim = dim
         self.centered = centered
+        self.temperature = temperature
         self._of_sizes = Remembered()
 
     def of_size(self, size_hw: SizeHW, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -48,7 +48,7 @@ class SinePositions(nn.Module):
         wide = torch.promote_types(dtype, torch.float32)
         real = ~padding_mask
         exponents = torch.arange(self.dim // 4, device=real.device, dtype=wide) * (4 / self.dim)
-        wavelengths = self.TEMPERATURE**exponents
+        wavelengths = self.temperature**exponents
         encoded = []
         for axis in (1, 2):
             place = real.cumsum(axis, dtype=wide)

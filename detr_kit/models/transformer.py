@@ -1,4 +1,4 @@
-"""The transformer core that both families share: MLP, residual wiring, layers and stacks.
+"""The transformer core that all families share: MLP, residual wiring, layers and stacks.
 
 Shape legend: B images, L decoder layers, Q queries, N memory tokens, D channels.
 """

@@ -83,11 +83,13 @@ _DEFORMABLE: Numbers = {
     "dropout": 0.1,
     "cross_attention": "deformable",
     "points": 4,
+    "temperature": 10000.0,
     "refinement": False,
     "look_forward_twice": False,
     "query_selection": "none",
     "query_positions": "learned",
     "decoder_norm": False,
+    "shared_heads": False,
     "denoising_queries": 0,
     "label_noise": 0.5,
     "box_noise": 1.0,
@@ -110,6 +112,8 @@ _DINO = _REFINED | {
     "query_selection": "mixed",
     "query_positions": "sine",
     "decoder_norm": True,
+    "shared_heads": True,
+    "temperature": 20.0,
     "denoising_queries": 200,
 }
 

@@ -15,9 +15,11 @@ from detr_kit.config import RunConfig
 from detr_kit.data.loading import Batch, end_workers, eval_loader, images_a_step, train_loader
 from detr_kit.evaluation.ground_truth import load_ground_truth
 from detr_kit.losses import SetCriterion, class_loss_for
-from detr_kit.matching import HungarianMatcher
+from detr_kit.matching import CLASS_COSTS, HungarianMatcher
 from detr_kit.models.compiled import compile_model
+from detr_kit.models.zoo import completed
 from detr_kit.preprocess import preprocessing_from
+from detr_kit.structures import Scoring
 from detr_kit.training.average import WeightAverage
 from detr_kit.training.batch_size import largest_batch, worst_case
 from detr_kit.training.checkpointing import Checkpoints
@@ -62,7 +64,7 @@ class Session:
         else:
             start = resumed_model(config.output / "last", self.train_set.categories)
         # A loss that does not fit is refused before anything is prepared for it.
-        class_loss_for(config.loss.classification, start.architecture.get("scoring", "softmax"))
+        class_loss_for(config.loss.classification, _scoring(start))
         freeze_backbone_if_asked(start.model, config.optimizer)
         self.config = config = self._with_batch_size(config, start)
         self.spec = DetectorSpec(
@@ -100,7 +102,7 @@ class Session:
         copies = bool(config.average.decay) + (self.processes.count > 1)
         choice = largest_batch(
             start.model.to(self.accelerator.device),
-            _criterion(config, len(self.train_set.categories)),
+            _criterion(config, len(self.train_set.categories), _scoring(start)),
             image_hw=image_hw,
             objects=objects,
             preprocessing=preprocessing_from(config.image_size),
@@ -161,7 +163,7 @@ class Session:
         self.matching = MatchingRecord(self.train_set.num_objects, num_queries)
         self.step = TrainingStep(
             self.model,
-            _criterion(config, len(self.spec.categories)),
+            _criterion(config, len(self.spec.categories), _scoring(start)),
             self.optimizer,
             self.accelerator,
             self.spec.preprocessing,
@@ -225,11 +227,17 @@ def _accelerator(config: RunConfig) -> Accelerator:
     )
 
 
-def _criterion(config: RunConfig, num_classes: int) -> SetCriterion:
+def _scoring(start: InitialModel) -> Scoring:
+    scoring: Scoring = completed(start.architecture)["scoring"]
+    return scoring
+
+
+def _criterion(config: RunConfig, num_classes: int, scoring: Scoring) -> SetCriterion:
     loss = config.loss
+    class_cost = CLASS_COSTS[scoring] if loss.class_cost is None else loss.class_cost
     return SetCriterion(
         num_classes,
-        HungarianMatcher(loss.class_cost, loss.l1_cost, loss.giou_cost),
+        HungarianMatcher(class_cost, loss.l1_cost, loss.giou_cost),
         class_weight=loss.class_weight,
         l1_weight=loss.l1_weight,
         giou_weight=loss.giou_weight,

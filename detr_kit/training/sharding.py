@@ -20,7 +20,11 @@ from torch.utils._pytree import tree_map
 
 from detr_kit.config import RunConfig
 from detr_kit.errors import DetrKitError
+from detr_kit.models.anchor_decoder import AnchorDecoderLayer
+from detr_kit.models.deformable_encoder import DeformableEncoderLayer
 from detr_kit.models.transformer import DecoderLayer, EncoderLayer
+
+_LAYERS = (EncoderLayer, DecoderLayer, DeformableEncoderLayer, AnchorDecoderLayer)
 
 
 def require_shardable(config: RunConfig) -> None:
@@ -50,7 +54,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
 
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for module in model.modules():
-        if isinstance(module, EncoderLayer | DecoderLayer):
+        if isinstance(module, _LAYERS):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

@@ -22,6 +22,7 @@ OLD = CategoryTable((1, 2, 3), ("cat", "dog", "owl"))
 NEW = CategoryTable((4, 9), ("owl", "newt"))
 SMALL = {
     "name": "dino_r50",
+    "shared_heads": False,
     "backbone": "plain",
     "backbone_norm": "batch",
     "backbone_weights": "none",

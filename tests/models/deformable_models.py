@@ -63,6 +63,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "dab": {"query_positions": "sine", "cross_attention": "dense", "encoder": "dense"},
     "two_stage_refined": {**REFINED, "query_selection": "full", "query_positions": "proposal"},
     "dino": {**REFINED, **MIXED, **NOISY, "decoder_norm": True, "levels": 4},
+    "shared_heads": {**REFINED, "shared_heads": True},
     "dino_groups": {**REFINED, **MIXED, **NOISY, "groups": 2},
     "rtdetr": {**REFINED, **SELECTED, **NOISY, "encoder": "hybrid", "level_norm": "batch"},
     "rtdetr_softmax": {**REFINED, **SELECTED, "encoder": "hybrid", "scoring": "softmax"},

@@ -7,6 +7,8 @@ import torch
 
 from detr_kit.config import ModelConfig
 from detr_kit.errors import DetrKitError
+from detr_kit.models.deformable_detr import DeformableDETR
+from detr_kit.models.deformable_encoder import DeformableEncoder
 from detr_kit.models.zoo import VARIANTS, build_model, resolve
 
 DEFORMABLE = [name for name, numbers in VARIANTS.items() if numbers["family"] == "deformable"]
@@ -26,8 +28,16 @@ def test_models_of_the_family_say_how_they_score(name: str) -> None:
     assert model.wants_targets == (VARIANTS[name]["denoising_queries"] > 0)
 
 
+def test_dino_has_one_pair_of_heads_and_its_own_wavelengths() -> None:
+    model = on_meta("dino_r50", 5)
+    assert isinstance(model, DeformableDETR)
+    assert isinstance(model.encoder, DeformableEncoder)
+    assert len(model.heads) == 1
+    assert model.encoder.positions.temperature == 20
+
+
 def test_state_dicts_have_the_names_that_conversions_rely_on() -> None:
-    keys = set(on_meta("dino_r50", 5).state_dict())
+    keys = set(on_meta("dino_r50", 5, shared_heads=False).state_dict())
     assert {
         "input_proj.3.0.weight",
         "input_proj.0.1.weight",
