@@ -113,7 +113,9 @@ def test_frozen_parameters_reach_no_group() -> None:
     [
         ("detr_r50", [("backbone", 1e-5, 1e-4, 42), ("rest", 1e-4, 1e-4, 193)]),
         ("detr_small_data", [("backbone", 5e-5, 1e-4, 14), ("rest", 3e-4, 1e-4, 63)]),
-        ("quickstart", [("backbone", 5e-4, 1e-4, 18), ("rest", 5e-4, 1e-4, 63)]),
+        ("quickstart", [("backbone", 5e-4, 1e-4, 18), ("rest", 5e-4, 1e-4, 161)]),
+        ("small_data", [("backbone", 1e-4, 1e-4, 15), ("rest", 8e-4, 1e-4, 257)]),
+        ("dino_r50_12ep", [("backbone", 1e-5, 1e-4, 42), ("rest", 1e-4, 1e-4, 273)]),
         (
             "yolos_ti",
             [
