@@ -13,10 +13,11 @@ from torch import nn
 from detr_kit.boxes import cxcywh_to_xyxy
 from detr_kit.errors import DetrKitError
 from detr_kit.export.metadata import FileMetadata, Precision
+from detr_kit.export.selected import SELECTED, given_tokens
 from detr_kit.postprocess import probabilities_of
 from detr_kit.preprocess import Preprocessing, resize
 from detr_kit.sizes import SizeHW
-from detr_kit.structures import CollatedImages, ImageBatch
+from detr_kit.structures import CollatedImages, ImageBatch, ModelOutput
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]  # a graph: inputs by name to outputs by name
@@ -41,7 +42,8 @@ LEVELS_BOUND = 1.0
 class Difference:
     """The largest differences in a batch of `batch_size` pictures, padded to `size_hw`.
 
-    `scores` are of probabilities, `boxes` of coordinates as parts of the picture's sides.
+    `scores` are of probabilities, `boxes` of coordinates as parts of the picture's sides. Where
+    queries are selected, `scores` are also of the selection: see `GivenTokens.difference`.
     """
 
     batch_size: int
@@ -67,18 +69,20 @@ def differences(
     The model runs in single precision on the CPU. Of a graph that resizes, `preprocess` is the
     part that does: the model gets its pixels, and `check_preprocessing` is for what they are.
     Graphs with post-processing may order equally good detections as they like.
+
+    A graph that selects its queries tells which tokens they are, as `SELECTED`; the model makes
+    its queries of the same. Without that, both must have selected the same in the same order.
     """
     for seed, (count, size_hw) in enumerate(cases):
         example = _example(metadata, count, size_hw, seed, preprocess)
-        with torch.inference_mode():
-            output = model(example.batch, all_layers=False)
+        found = run(example.inputs)
+        output, selection = _output(model, example.batch, found.pop(SELECTED, None))
         probabilities = probabilities_of(output).numpy()
         expected = {
             "scores": np.where(metadata.categories.used, probabilities, 0.0),
             "boxes_cxcywh": output.boxes_cxcywh.numpy(),
             "boxes_xyxy": cxcywh_to_xyxy(output.boxes_cxcywh).numpy(),
         }
-        found = run(example.inputs)
         values = (*expected.values(), *found.values())
         if not all(np.isfinite(value).all() for value in values):
             scores = boxes = float("inf")
@@ -92,7 +96,7 @@ def differences(
                 float(np.abs(found[name] - expected[name]).max())
                 for name in ("scores", "boxes_cxcywh")
             )
-        yield Difference(count, size_hw, scores, boxes)
+        yield Difference(count, size_hw, max(scores, selection), boxes)
 
 
 def check_preprocessing(run: Run, preprocessing: Preprocessing) -> float:
@@ -137,6 +141,18 @@ def require_close(found: Sequence[Difference], precision: Precision, name: str) 
             f"{worst.largest:.1e} in {kind}, in a batch of {worst.batch_size} of "
             f"{worst.size_hw[0]} x {worst.size_hw[1]}; at most {bound:g} passes in {precision}"
         )
+
+
+def _output(
+    model: nn.Module, batch: ImageBatch, tokens: np.ndarray | None
+) -> tuple[ModelOutput, float]:
+    """Return what a model finds, of a graph's tokens if given, and how wrong that choice is."""
+    with torch.inference_mode():
+        if tokens is None:
+            return model(batch, all_layers=False), 0.0
+        with given_tokens(model, torch.from_numpy(tokens)) as given:
+            output = model(batch, all_layers=False)
+    return output, given.difference
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from detr_kit.export.check import (
 )
 from detr_kit.export.metadata import ExportOptions, FileMetadata, Precision
 from detr_kit.export.runtime import open_session, require_export_tools, run_session
+from detr_kit.export.selected import selects_tokens, telling_tokens
 from detr_kit.files import atomic_write, is_onnx_file
 from detr_kit.preprocess import Preprocessing
 
@@ -131,19 +132,28 @@ def plain_copy(model: nn.Module) -> nn.Module:
 def _checked(
     path: Path, assembled: Assembled, model: nn.Module, metadata: FileMetadata
 ) -> Iterator[Difference]:
+    whole = _runner(path, selects=selects_tokens(model))
     if assembled.preprocessing is None or assembled.core is None:
-        yield from differences(_runner(path), model, metadata)
+        yield from differences(whole, model, metadata)
         return
     # All sizes of batches and pictures through the part that does not resize them, and then a few,
     # as they become large, through the file.
     inner = replace(metadata, options=replace(metadata.options, preprocess=False))
-    yield from differences(_runner(assembled.core), model, inner)
+    core = _runner(assembled.core, selects=selects_tokens(model))
+    yield from differences(core, model, inner)
     preprocess = _runner(assembled.preprocessing)
-    yield from differences(_runner(path), model, metadata, preprocess=preprocess, cases=FEW_CASES)
+    yield from differences(whole, model, metadata, preprocess=preprocess, cases=FEW_CASES)
 
 
-def _runner(source: Any) -> Run:
-    """Return a function that runs a file, or a graph in memory, on ONNX Runtime."""
+def _runner(source: Any, *, selects: bool = False) -> Run:
+    """Return a function that runs a file, or a graph in memory, on ONNX Runtime.
+
+    One that selects its queries also tells which tokens they are of.
+    """
+    if selects:
+        import onnx
+
+        source = telling_tokens(onnx.load(source) if isinstance(source, Path) else source)
     session = open_session(source if isinstance(source, Path) else source.SerializeToString())
     names = [value.name for value in session.get_outputs()]
 

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,8 +57,9 @@ def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Matrix products are computed in 8 bits: what comes in is rounded by its own range. The weights
     are unsigned, because signed ones overflow in the products of processors without VNNI.
-    Convolutions are computed as before, ONNX Runtime's in 8 bits are the slower ones. The heads
-    stay as they are: small, and rounding them costs a YOLOS 2 points of AP.
+    Convolutions are computed as before, ONNX Runtime's in 8 bits are the slower ones. All heads
+    stay as they are, those too that queries are selected by and that make a layer's references:
+    small, and rounding the last ones costs a YOLOS 2 points of AP.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -150,12 +151,46 @@ def _after_products(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _heads(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the products after the last normalisation: those that make scores and boxes."""
+    """Return the products that make scores and boxes, of what a normalisation gave.
+
+    Those are all after the last normalisation, and before it those that boxes (a sigmoid, of the
+    next layer's references) or a choice of tokens (a top-k) are made of without another one
+    between. Sigmoids that gate what they are made of are no boxes.
+    """
     before: set[str] = set()
     for node in reversed(graph.node):
         if node.op_type == "LayerNormalization" or before.intersection(node.output):
             before.update(node.input)
-    return [node for node in graph.node if _is_product(node) and before.isdisjoint(node.output)]
+    decides = _made_of(graph, _boxes_and_choices(graph))
+    return [
+        node
+        for node in graph.node
+        if _is_product(node)
+        and (before.isdisjoint(node.output) or not decides.isdisjoint(node.output))
+    ]
+
+
+def _boxes_and_choices(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in graph.node:
+        gates = node.op_type == "Sigmoid" and all(
+            reader.op_type == "Mul" and node.input[0] in reader.input
+            for reader in readers.get(node.output[0], [])
+        )
+        if node.op_type == "TopK" or (node.op_type == "Sigmoid" and not gates):
+            yield node
+
+
+def _made_of(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Return the names of what nodes are computed from, back to the normalisations' outputs."""
+    names = {name for node in nodes for name in node.input}
+    for node in reversed(graph.node):
+        if node.op_type != "LayerNormalization" and names.intersection(node.output):
+            names.update(node.input)
+    return names
 
 
 def _undo_detours(graph: onnx.GraphProto, types: Mapping[str, int]) -> None:

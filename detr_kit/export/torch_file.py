@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 
 import torch
+from torch.export import ExportedProgram
 
 from detr_kit.errors import DetrKitError
-from detr_kit.export.check import Arrays, Difference, differences, require_close
+from detr_kit.export.check import Arrays, Difference, Run, differences, require_close
 from detr_kit.export.metadata import ExportOptions, FileMetadata
 from detr_kit.export.onnx_file import Exported, ExportReport, plain_copy
 from detr_kit.export.program import export_program, save_program
+from detr_kit.export.selected import SELECTED, TellingTokens, selects_tokens
 
 
 def export_torch(
@@ -37,14 +39,8 @@ def export_torch(
     program = export_program(model, detector.categories, mask=mask, postprocess=postprocess)
     found: tuple[Difference, ...] = ()
     if check:
-        module = program.module()
-
-        def run(inputs: Arrays) -> Arrays:
-            with torch.inference_mode():
-                outputs = module(*(torch.from_numpy(value) for value in inputs.values()))
-            return {name: value.numpy() for name, value in outputs.items()}
-
         metadata = FileMetadata(detector.categories, detector.preprocessing, options)
+        run = program_run(program, selects=selects_tokens(model))
         found = tuple(differences(run, model, metadata))
         require_close(found, "fp32", str(path))
     save_program(program, target)
@@ -56,3 +52,18 @@ def export_torch(
         seconds=time.perf_counter() - started,
         differences=found,
     )
+
+
+def program_run(program: ExportedProgram, *, selects: bool) -> Run:
+    """Return a function that runs a program; one that selects its queries tells their tokens."""
+    module = program.module()
+
+    def run(inputs: Arrays) -> Arrays:
+        with torch.inference_mode(), TellingTokens() as telling:
+            outputs = module(*(torch.from_numpy(value) for value in inputs.values()))
+        if selects:
+            assert telling.tokens is not None
+            outputs = {**outputs, SELECTED: telling.tokens}
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return run

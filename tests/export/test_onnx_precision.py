@@ -7,13 +7,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
+import torch
 
 from detr_kit.export.check import Arrays
+from detr_kit.export.core_graph import core_graph
+from detr_kit.export.metadata import ExportOptions
 from detr_kit.export.onnx_detector import OnnxDetector
 from detr_kit.export.onnx_file import export_onnx
 from detr_kit.export.reduced_precision import with_precision
 from tests.export.onnx_files import drawn_pictures, exported_file, small_detector
+from tests.export.small_models import TABLE
+from tests.export.test_sigmoid_export import sigmoid_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -117,6 +123,38 @@ def test_8_bits_multiply_pictures_and_leave_tables_and_heads_alone() -> None:
     assert "ConvInteger" not in operators
     # Two tables of positions along two axes, attention of two blocks, two heads of three layers.
     assert operators.count("MatMul") == 2 * 2 + 2 * 2 + 2 * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "of_no_picture"), [("rt", 0), ("dino", 1), ("two_stage", 0)])
+def test_8_bits_leave_the_heads_of_selections_and_of_earlier_layers_alone(
+    kind: str, of_no_picture: int
+) -> None:
+    model: Any = sigmoid_model(kind, torch.float32)
+    options = ExportOptions(mask=True, preprocess=False, postprocess=False, precision="int8")
+    whole = core_graph(model, TABLE, options)
+    names = {value.name for value in whole.graph.initializer}
+    multiplied = [
+        node for node in whole.graph.node if node.op_type == "MatMul" and node.input[1] in names
+    ]
+    graph = with_precision(whole, "int8").graph
+    weights = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
+    spared = [
+        weights[node.input[1]]
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] in weights
+    ]
+    earlier, last = (heads.box_head for heads in model.heads), model.heads[-1].class_head
+    chosen = (model.queries.heads.class_head, model.queries.heads.box_head)
+    heads = [layer.weight for head in (*earlier, last, *chosen) for layer in head.layers]
+    # Three layers for the boxes of the proposals and of two layers each, one for classes twice;
+    # layers may share their heads.
+    assert len(spared) == 3 * 3 + 2
+    for weight in heads:
+        assert any(np.array_equal(weight.detach().numpy().T, one) for one in spared)
+    # DINO's first queries have learned content, the same for all pictures.
+    rounded = [node.op_type for node in graph.node].count("MatMulInteger")
+    assert rounded == len(multiplied) - len(spared) - of_no_picture
 
 
 def test_quantising_does_not_touch_logging() -> None:
