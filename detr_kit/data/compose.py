@@ -146,6 +146,7 @@ def _builds(described: Mapping[str, Any]) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             A.from_dict({"transform": described})
+    # Whatever it raises, the whole pipeline has raised before, and that is told.
     except Exception:
         return False
     return True

@@ -11,23 +11,9 @@ from torch import Tensor, nn
 from detr_kit.models.convolutions import ConvNorm, CSPBlock, RepVGGBlock
 from detr_kit.models.hybrid_encoder import CellPositions, HybridEncoder
 from detr_kit.models.pyramid import Level
+from tests.drawn import draw_scales
 
 Sizes = tuple[tuple[int, int], ...]
-
-
-def randomized(module: nn.Module) -> nn.Module:
-    """Give statistics, scales and biases values that show."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for key, tensor in module.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if key.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim == 1:
-                tensor.add_(0.3 * noise)
-            elif tensor.ndim == 4:  # they start so small that cells would hardly differ
-                tensor.copy_(noise * (3 / tensor[0].numel()) ** 0.5)
-    return module
 
 
 @pytest.fixture
@@ -35,7 +21,9 @@ def build_encoder() -> Callable[..., HybridEncoder]:
     def build(num_levels: int = 3, **options: object) -> HybridEncoder:
         torch.manual_seed(0)
         tiny = {"num_heads": 2, "feedforward_dim": 40, **options}
-        encoder = randomized(HybridEncoder(16, 12, num_levels, **tiny)).double().eval()
+        encoder = (
+            draw_scales(HybridEncoder(16, 12, num_levels, **tiny), kernels=True).double().eval()
+        )
         assert isinstance(encoder, HybridEncoder)
         return encoder
 
@@ -102,7 +90,7 @@ def test_numbers_are_those_of_transformers(
         hidden_expansion=expansion,
     )
     torch.manual_seed(0)
-    reference = randomized(RTDetrV2HybridEncoder(config)).double().eval()
+    reference = draw_scales(RTDetrV2HybridEncoder(config), kernels=True).double().eval()
     ours = build_encoder(num_layers=layers, expansion=expansion)
     state = {rtdetr_names(key): value for key, value in reference.state_dict().items()}
     for layer in range(layers):
@@ -234,7 +222,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 @pytest.fixture(params=BLOCKS)
 def block(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    return randomized(BLOCKS[request.param]()).double().eval()
+    return draw_scales(BLOCKS[request.param](), kernels=True).double().eval()
 
 
 def image() -> Tensor:

@@ -14,6 +14,7 @@ from detr_kit.models.projections import LevelProjections
 from detr_kit.models.pyramid import Level
 from detr_kit.models.tracing import traceable_copy
 from detr_kit.structures import ImageBatch, TracedBatch
+from tests.drawn import draw_scales
 
 LITE0 = "timm/tf_efficientnet_lite0"
 SE = "timm/mobilenetv3_small_050"  # looks at a whole picture at once
@@ -31,21 +32,9 @@ def build_backbone() -> Callable[..., Backbone]:
             pytest.importorskip("timm")
         torch.manual_seed(0)
         backbone = Backbone(name, norm=norm, num_levels=num_levels, **options)  # type: ignore[arg-type]
-        return randomized(backbone)
+        return draw_scales(backbone).double().eval()
 
     return build
-
-
-def randomized(module: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for key, tensor in module.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if key.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim == 1:
-                tensor.add_(0.3 * noise)
-    return module.double().eval()
 
 
 def alone(batch: ImageBatch, row: int) -> ImageBatch:
@@ -217,7 +206,7 @@ class Neck(nn.Module):
 def test_everything_before_the_decoder_is_the_same_alone_and_padded(
     build_backbone: Callable[..., Backbone], make_batch: Make, name: str, norm: str
 ) -> None:
-    neck = randomized(Neck(build_backbone(name), norm))
+    neck = draw_scales(Neck(build_backbone(name), norm)).double().eval()
     strides = (*neck.backbone.level_strides, 2 * neck.backbone.stride)
     batch = make_batch((45, 70), (90, 33), (33, 97), dtype=torch.float64)
     with torch.no_grad():
@@ -272,7 +261,11 @@ def test_a_graph_of_any_size_gives_the_same_numbers(
     mask: bool,
 ) -> None:
     levels = 2 if name == "plain" else 3
-    neck = randomized(Neck(build_backbone(name, levels, norm="frozen", padding=padding), norm))
+    neck = (
+        draw_scales(Neck(build_backbone(name, levels, norm="frozen", padding=padding), norm))
+        .double()
+        .eval()
+    )
     strides = (*neck.backbone.level_strides, 2 * neck.backbone.stride)
     example = make_batch((75, 103), (60, 90), dtype=torch.float64)
     program = traced(neck, (example.pixels, example.padding_mask)[: 1 + mask])
