@@ -56,7 +56,7 @@ class Attention(nn.Module):
         """
         key = query if key is None else key
         value = key if value is None else value
-        q, k, v = (self._split_heads(x) for x in self._project(query, key, value))
+        q, k, v = (self.split_heads(x) for x in self.project(query, key, value))
         allowed = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
         if blocked is not None:
             unblocked = ~blocked.expand(query.shape[0], 1, -1, -1)
@@ -65,13 +65,20 @@ class Attention(nn.Module):
             weights = self._weights(q, k, allowed)
             self.observer(weights)
             mixed = dropout(weights, self.dropout, training=self.training) @ v
-        elif self.training and self.dropout > 0:
-            mixed = attention_with_dropout(q, k, v, allowed, self.dropout)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+            mixed = self.mix(q, k, v, allowed)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+        """Attend from (B, h, N, d) to (B, h, M, d) by the fused kernel.
+
+        `allowed`, which broadcasts to (B, h, N, M), is False where a key must not be attended to.
+        """
+        if self.training and self.dropout > 0:
+            return attention_with_dropout(q, k, v, allowed, self.dropout)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+    def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Apply the three projections in as few matrix products as the inputs allow."""
         if query is key and key is value:
             return self.qkv(query).chunk(3, dim=-1)
@@ -85,7 +92,7 @@ class Attention(nn.Module):
         k = linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
         return q, k, linear(value, weight[2 * dim :], bias[2 * dim :])
 
-    def _split_heads(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, h, N, D / h)"""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 

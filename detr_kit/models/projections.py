@@ -89,9 +89,11 @@ class LevelProjections(nn.ModuleList):
         if mask is None or self.padding == "official":
             return norm(features)
         assert isinstance(norm, nn.GroupNorm)
-        # Autocast hands over half precision, too little for sums over a map.
+        # Half precision is too little for sums over a map. Under autocast the result stays single,
+        # as that of any norm does; a model that is half precision itself goes on in it.
         wide = torch.promote_types(features.dtype, torch.float32)
-        return group_norm_inside(features.to(wide), mask.unsqueeze(1), norm)
+        normed = group_norm_inside(features.to(wide), mask.unsqueeze(1), norm)
+        return normed.to(norm.weight.dtype)
 
 
 def _projection(in_channels: int, dim: int, norm: LevelNorm, *, halves: bool) -> nn.Sequential:

@@ -10,10 +10,8 @@ h heads, M = N + (G - 1) * Q tokens in all.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from detr_kit.models.dropout import attention_with_dropout
 from detr_kit.models.transformer import EncoderLayer, residual
 
 
@@ -58,21 +56,16 @@ class GroupedLayer(EncoderLayer):
             with torch.no_grad():
                 attn(h[:, :-extra], None, None, mask)
         # Projected once: what differs between the groups is only who sees whom.
-        q, k, v = (attn._split_heads(part) for part in attn._project(query, h, h))
+        q, k, v = (attn.split_heads(part) for part in attn.project(query, h, h))
         # The places of a group are those of the first: one mask serves all.
         allowed = None if mask is None else ~mask[:, None, None, :]
-        mixed = [self._mix(q[:, :, :-extra], k[:, :, :-extra], v[:, :, :-extra], allowed)]
+        mixed = [attn.mix(q[:, :, :-extra], k[:, :, :-extra], v[:, :, :-extra], allowed)]
         seen_k, seen_v = k[:, :, :shared], v[:, :, :shared]
         others = (part[:, :, -extra:].split(size, dim=2) for part in (q, k, v))
         for own_q, own_k, own_v in zip(*others, strict=True):
             keys, values = torch.cat([seen_k, own_k], dim=2), torch.cat([seen_v, own_v], dim=2)
-            mixed.append(self._mix(own_q, keys, values, allowed))
+            mixed.append(attn.mix(own_q, keys, values, allowed))
         return attn.proj(torch.cat([part.transpose(1, 2) for part in mixed], dim=1).flatten(2))
-
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        if self.training and self.attn.dropout > 0:
-            return attention_with_dropout(q, k, v, allowed, self.attn.dropout)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
 
 def by_group(features: Tensor, groups: int) -> Tensor:

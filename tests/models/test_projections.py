@@ -174,3 +174,15 @@ def test_half_precision_keeps_whole_statistics(
 def test_fewer_levels_than_maps_are_refused() -> None:
     with pytest.raises(DetrKitError, match="levels 1: the backbone gives 2"):
         LevelProjections(CHANNELS, 8, 1)
+
+
+def test_a_model_in_half_precision_goes_on_in_it(
+    build_projections: Callable[..., LevelProjections],
+) -> None:
+    projections = build_projections("group").bfloat16()
+    masks = masks_of((6, 3), (3, 2))
+    maps = [features.bfloat16() for features in maps_of(*SIZES)]
+    with torch.no_grad():
+        padded = projections(list(zip(maps, masks, strict=True)))
+        whole = projections([(features, None) for features in maps])
+    assert {features.dtype for features, _ in padded + whole} == {torch.bfloat16}
