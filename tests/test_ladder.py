@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,23 +70,47 @@ def test_a_line_that_was_cut_off_is_left_out_and_written_over(load: Any, tmp_pat
     assert records.rows() == [row("a", "1"), row("c", "2")]
 
 
+def trial(load: Any, **given: Any) -> Any:
+    numbers: dict[str, Any] = {
+        "data": Path(),
+        "weights": Path(),
+        "minutes": 2.0,
+        "every": 1.0,
+        "seed": 0,
+        "batch_size": 8,
+        "size_hw": (256, 320),
+        "augmentation": "flip",
+        "schedule": "cosine",
+        "warmup_steps": 9,
+    }
+    return load("small_data_trial").Trial(**numbers | given)
+
+
+def test_pictures_are_in_one_folder_or_in_one_a_split_as_the_sample_data_has(
+    load: Any, tmp_path: Path
+) -> None:
+    own = trial(load, data=tmp_path)
+    assert own.split("val")["images"] == str(tmp_path / "val")
+    (tmp_path / "images").mkdir()
+    assert own.split("val")["images"] == str(tmp_path / "images")
+    assert own.split("val")["annotations"] == str(tmp_path / "annotations/val.json")
+
+
+def test_costs_are_compared_turn_by_turn(load: Any) -> None:
+    rungs = [SimpleNamespace(name=name, parameters=size) for name, size in (("a", 1e6), ("b", 2e6))]
+    turns = [[(0.1, 0.01), (0.3, 0.01)], [(0.2, 0.02), (0.2, 0.01)], [(0.1, 0.01), (0.2, 0.03)]]
+    table = load("ladder_costs").table(rungs, turns, ["5", "7"])
+    _, first, second = (" ".join(line.split()) for line in table.splitlines())
+    assert first == "a 1.00M 100 (100-200) 1.00 (1.00-1.00) 10 (10-20) 1.00 (1.00-1.00) 5"
+    assert second == "b 2.00M 200 (200-300) 2.00 (1.00-3.00) 10 (10-30) 1.00 (0.50-3.00) 7"
+
+
 @pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("constant", 1.0)])
 def test_rates_warm_up_over_steps_and_follow_the_clock(
     load: Any, schedule: str, end: float
 ) -> None:
-    trial = load("small_data_trial").Trial(
-        data=Path(),
-        weights=Path(),
-        minutes=2.0,
-        every=1.0,
-        seed=0,
-        batch_size=8,
-        size_hw=(256, 320),
-        augmentation="flip",
-        schedule=schedule,
-        warmup_steps=9,
-    )
-    assert trial.rate_factor(0, 0.0) == pytest.approx(0.1)
-    assert trial.rate_factor(9, 0.0) == pytest.approx(1.0)
-    assert trial.rate_factor(500, 60.0) == pytest.approx((1 + end) / 2)
-    assert trial.rate_factor(1000, 130.0) == pytest.approx(end)
+    own = trial(load, schedule=schedule)
+    assert own.rate_factor(0, 0.0) == pytest.approx(0.1)
+    assert own.rate_factor(9, 0.0) == pytest.approx(1.0)
+    assert own.rate_factor(500, 60.0) == pytest.approx((1 + end) / 2)
+    assert own.rate_factor(1000, 130.0) == pytest.approx(end)

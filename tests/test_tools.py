@@ -20,6 +20,7 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
         "benchmark/evaluation.py",
         "benchmark/inference.py",
         "benchmark/ladder.py",
+        "benchmark/ladder_costs.py",
         "benchmark/matching.py",
         "benchmark/pipeline.py",
         "benchmark/resize.py",

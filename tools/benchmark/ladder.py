@@ -85,6 +85,18 @@ STEPS = (
     Step("+ denoising", {"model.denoising_queries": "50"}),
     Step("+ varifocal loss", {"loss.classification": "varifocal", "loss.class_weight": "1"}),
     Step("+ matchability", {"loss.classification": "matchability"}),
+    # The rates that these parts bear, and an average of the weights: what small_data.yaml has.
+    Step(
+        "+ rates and average",
+        {
+            "model.frozen_stages": "1",
+            "optimizer.lr": "8.0e-4",
+            "optimizer.lr_backbone": "1.0e-4",
+            "optimizer.clip": "0.1",
+            "average.decay": "0.995",
+            "average.warmup_steps": "2000",
+        },
+    ),
     # Groups are of learned queries: their content is learned now, their boxes stay selected.
     Step("+ groups", {"model.query_selection": "mixed", "model.groups": "3"}),
 )

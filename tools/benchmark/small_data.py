@@ -67,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     peer.add_argument("--weight-decay", type=float, default=1e-4)
     peer.add_argument("--clip", type=float, default=0.1)
     peer.add_argument("--average", type=float, default=0.0, help="decay; 0: no average")
+    peer.add_argument("--average-warm-up", type=int, default=0, help="steps")
     peer.add_argument("--initial", choices=("transformers", "pytorch"), default="transformers")
     arguments = parser.parse_intermixed_args()
     if (arguments.side is None) == (arguments.plot is None):

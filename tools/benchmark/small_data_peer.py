@@ -42,6 +42,7 @@ class PeerSettings:
     weight_decay: float
     clip: float
     average: float
+    average_warm_up: int
     initial: Literal["transformers", "pytorch"]
 
 
@@ -98,7 +99,7 @@ class PeerLearner:
             fused=True,
         )
         self.clip = settings.clip
-        average = AverageConfig(decay=settings.average)
+        average = AverageConfig(decay=settings.average, warmup_steps=settings.average_warm_up)
         self.average = WeightAverage(self.model, average) if settings.average else None
         self.loss = float("nan")
         self.parameters = sum(p.numel() for p in self.model.parameters())

@@ -84,7 +84,10 @@ class Trial:
     def split(self, name: str) -> dict[str, str]:
         """Return a split as a run's config names it."""
         annotations = self.data / "annotations" / f"{name}.json"
-        return {"annotations": str(annotations), "images": str(self.data / "images")}
+        images = self.data / "images"
+        if not images.is_dir():  # as `detr-kit sample` writes it
+            images = self.data / name
+        return {"annotations": str(annotations), "images": str(images)}
 
     def use_pipelines(self, loader: DataLoader[Any]) -> None:
         """Let a training loader show the trial's views of its pictures.
