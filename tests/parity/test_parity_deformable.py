@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DeformableDetrImageProcessor, RTDetrImageProcessor
 
 from detr_kit.categories import CategoryTable
 from detr_kit.checkpoints.keymap import KeyMap
-from detr_kit.checkpoints.sources import open_checkpoint
 from detr_kit.losses import SetCriterion
 from detr_kit.matching import HungarianMatcher
 from detr_kit.postprocess import to_detections
@@ -32,14 +27,13 @@ from tests.parity.hf_models import (
     both_outputs,
     in_dtype,
     largest,
-    load_ours,
     output_difference,
     random_batch,
     reference_inputs,
-    save_reference,
     wide_constants,
 )
 from tests.parity.ours import Arrays
+from tests.parity.saved import Saved, saved_fixture
 from tests.parity.table import Table
 
 GRADIENT_BOUND = 1e-8  # relative to the largest element
@@ -59,52 +53,15 @@ TABLE = CategoryTable(
 )
 
 
-@dataclass(frozen=True)
-class Saved:
-    name: str
-    reference: nn.Module
-    folder: Path
-
-    @property
-    def is_rtdetr(self) -> bool:
-        return self.name.startswith("rtdetr")
-
-    @property
-    def selects(self) -> bool:
-        """Whether queries are the best tokens: in float32, sides may take others of near ties."""
-        return self.is_rtdetr or self.name.endswith("two_stage")
-
-    def pair(self, build_as: Mapping[str, Any] | None = None) -> Pair:
-        ours = load_ours(self.folder, build_as=build_as, padding="official")
-        return Pair(ours, copy.deepcopy(self.reference))
-
-    def key_map(self) -> KeyMap:
-        key_map = open_checkpoint(self.folder).key_map
-        assert key_map is not None
-        return key_map
-
-
 # What these have, others have too.
 SLOW = ("deformable_r18_refined", "deformable_r50_dc5_one_level", "rtdetr_r50_wide")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CONFIGS
-    ],
-)
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """A reference, and the folder that it was saved to."""
-    folder = tmp_path_factory.mktemp(request.param)
-    reference = random_reference(request.param)
-    save_reference(reference, folder)
-    yield Saved(request.param, reference, folder)
-    shutil.rmtree(folder)  # pytest would keep some hundred megabytes of three runs
+saved = saved_fixture(CONFIGS, random_reference, SLOW)
 
 
 def test_weights_tell_queries_and_pictures_apart(saved: Saved) -> None:
-    _, theirs = both_outputs(saved.pair(), random_batch((128, 160), (128, 160)))
+    _, theirs = both_outputs(saved.pair(padding="official"), random_batch((128, 160), (128, 160)))
     apart = (theirs.logits.unsqueeze(1) - theirs.logits.unsqueeze(2)).abs().amax(-1)
     assert (apart + torch.eye(apart.shape[1])).min() >= 0.05
     boxes = theirs.pred_boxes
@@ -128,7 +85,9 @@ def test_odd_sizes_and_padded_batches_give_the_same(saved: Saved, table: Table) 
 def test_all_layers_losses_and_gradients_are_the_same(saved: Saved, table: Table) -> None:
     # transformers takes the gradient of a box at its own layer, not at the one after too; of
     # backbones it freezes the norms alone.
-    pair = saved.pair({"look_forward_twice": False, "frozen_stages": 0}).to(torch.float64)
+    pair = saved.pair({"look_forward_twice": False, "frozen_stages": 0}, padding="official").to(
+        torch.float64
+    )
     batch = in_dtype(TRAINED if saved.is_rtdetr else PADDED[1], torch.float64)
     found = (rtdetr_losses if saved.is_rtdetr else deformable_losses)(pair, batch)
     for what, differences in found.differences.items():
@@ -141,7 +100,7 @@ def test_all_layers_losses_and_gradients_are_the_same(saved: Saved, table: Table
 
 
 def test_post_processing_is_the_same(saved: Saved, table: Table) -> None:
-    pair, sizes_hw = saved.pair().to(torch.float64), [(480, 640), (333, 500)]
+    pair, sizes_hw = saved.pair(padding="official").to(torch.float64), [(480, 640), (333, 500)]
     ours, theirs = both_outputs(pair, in_dtype(WHOLE[-1], torch.float64))
     with mock.patch("detr_kit.postprocess.Detections", Arrays):
         own = to_detections(ours, sizes_hw, TABLE)
@@ -170,7 +129,7 @@ def test_post_processing_is_the_same(saved: Saved, table: Table) -> None:
 
 
 def record_outputs(table: Table, saved: Saved, where: str, batches: list[ImageBatch]) -> None:
-    pair = saved.pair()
+    pair = saved.pair(padding="official")
     float32 = None if saved.selects else output_difference(pair, batches, torch.float32)
     table.row(
         f"transformers, {saved.name}, {where}: logits and boxes",

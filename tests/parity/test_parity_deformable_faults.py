@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from detr_kit.checkpoints.sources import open_checkpoint
 from detr_kit.losses import SetCriterion
 from detr_kit.matching import HungarianMatcher
 from detr_kit.structures import ImageBatch
@@ -26,8 +21,8 @@ from tests.parity.hf_models import (
     load_ours,
     output_difference,
     random_batch,
-    save_reference,
 )
+from tests.parity.saved import Saved, faultless_fixture
 from tests.parity.table import Table
 from tests.parity.test_parity_deformable import (
     GRADIENT_BOUND,
@@ -44,6 +39,10 @@ from tests.parity.test_parity_transformers_faults import (
 
 PADDED = [random_batch((96, 160)), random_batch((96, 160), (141, 101))]
 WHOLE = [random_batch((96, 160)), random_batch((96, 160), (96, 160), seed=3)]
+
+
+def batches_of(saved: Saved) -> list[ImageBatch]:
+    return WHOLE if saved.is_rtdetr else PADDED
 
 
 def rows_in_order(key: str, order: list[int]) -> Callable[[Tensors], Tensors]:
@@ -186,38 +185,7 @@ FAULTS = {
 }
 
 
-@dataclass(frozen=True)
-class Saved:
-    name: str
-    reference: nn.Module
-    folder: Path
-
-    @property
-    def batches(self) -> list:
-        return WHOLE if self.name.startswith("rtdetr") else PADDED
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Saved]]:
-    """Saves a reference that shows no difference yet; keeps the last one only."""
-    kept: list[Saved] = []
-
-    def drop() -> None:
-        for old in kept:
-            shutil.rmtree(old.folder)
-        kept.clear()
-
-    def get(name: str) -> Saved:
-        if not kept or kept[0].name != name:
-            drop()
-            kept.append(Saved(name, random_reference(name), tmp_path_factory.mktemp(name)))
-            save_reference(kept[0].reference, kept[0].folder)
-            ours = load_ours(kept[0].folder, padding="official")
-            assert output_difference(Pair(ours, kept[0].reference), kept[0].batches) <= BOUND
-        return kept[0]
-
-    yield get
-    drop()
+saved = faultless_fixture(random_reference, batches_of)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +202,7 @@ def test_fault_is_shown(
     one = saved(name)
     ours = load_ours(one.folder, change=fault.change, build_as=fault.build_as, padding="official")
     fault.plant(ours)
-    difference = output_difference(Pair(ours, one.reference), one.batches)
+    difference = output_difference(Pair(ours, one.reference), batches_of(one))
     table.fault(
         fault.name,
         comparison=f"transformers, {name}: logits and boxes",
@@ -261,8 +229,7 @@ def test_fault_in_the_criterion_is_shown(
     saved: Callable[[str], Saved], fault: str, table: Table
 ) -> None:
     one, batch = saved("rtdetrv2_r18d"), in_dtype(TRAINED, torch.float64)
-    ours = load_ours(one.folder, padding="official")
-    pair = Pair(ours, copy.deepcopy(one.reference)).to(torch.float64)
+    pair = one.pair(padding="official").to(torch.float64)
     found = rtdetr_losses(pair, batch, CRITERIA[fault])
     difference = largest(found.differences["losses of all layers"])
     table.fault(
@@ -279,14 +246,11 @@ def test_gradients_through_the_next_layers_box_are_shown(
 ) -> None:
     """The official code has them, transformers has not; outputs and losses are the same."""
     one, batch = saved("rtdetrv2_r18d"), in_dtype(TRAINED, torch.float64)
-    ours = load_ours(one.folder, build_as={"look_forward_twice": True}, padding="official")
-    pair = Pair(ours, copy.deepcopy(one.reference)).to(torch.float64)
+    pair = one.pair({"look_forward_twice": True}, padding="official").to(torch.float64)
     found = rtdetr_losses(pair, batch)
     for differences in found.differences.values():
         assert largest(differences) <= BOUND
-    key_map = open_checkpoint(one.folder).key_map
-    assert key_map is not None
-    difference = gradient_difference(pair, key_map, found.totals)
+    difference = gradient_difference(pair, one.key_map(), found.totals)
     table.fault(
         "look forward twice",
         comparison="transformers, rtdetrv2_r18d: gradients of losses of all layers, relative",

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,6 +28,7 @@ from tests.parity.hf_models import (
     save_reference,
     wide_constants,
 )
+from tests.parity.saved import Saved, saved_fixture
 from tests.parity.table import Table
 
 GRADIENT_BOUND = 1e-8  # relative to the largest element
@@ -67,33 +65,11 @@ YOLOS_PARAMETERS = (
 MID_PARAMETERS = (("backbone.mid_pos_embed", r"mid_position_embeddings", None),)
 
 
-@dataclass(frozen=True)
-class Saved:
-    name: str
-    reference: nn.Module
-    folder: Path
-
-    def pair(self, **architecture: str) -> Pair:
-        return Pair(load_ours(self.folder, **architecture), self.reference)
-
-
 # What these two have, others have too.
 SLOW = ("detr_transformers_r18", "yolos_full_width")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CONFIGS
-    ],
-)
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """A reference, and the folder that it was saved to."""
-    folder = tmp_path_factory.mktemp(request.param)
-    reference = random_reference(request.param)
-    save_reference(reference, folder)
-    yield Saved(request.param, reference, folder)
-    shutil.rmtree(folder)  # pytest would keep some hundred megabytes of three runs
+saved = saved_fixture(CONFIGS, random_reference, SLOW)
 
 
 def test_weights_tell_queries_and_pictures_apart(saved: Saved) -> None:

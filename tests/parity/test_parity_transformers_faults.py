@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +21,8 @@ from tests.parity.hf_models import (
     output_difference,
     random_batch,
     random_reference,
-    save_reference,
 )
+from tests.parity.saved import Saved, faultless_fixture
 from tests.parity.table import Table
 
 # Both of its images have padding, so that an inverted mask leaves something of each.
@@ -150,34 +148,7 @@ FAULTS = {
 }
 
 
-@dataclass(frozen=True)
-class Saved:
-    name: str
-    reference: nn.Module
-    folder: Path
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Saved]]:
-    """Saves a reference that shows no difference yet; keeps the last one only."""
-    kept: list[Saved] = []
-
-    def drop() -> None:
-        for old in kept:
-            shutil.rmtree(old.folder)
-        kept.clear()
-
-    def get(name: str) -> Saved:
-        if not kept or kept[0].name != name:
-            drop()
-            kept.append(Saved(name, random_reference(name), tmp_path_factory.mktemp(name)))
-            save_reference(kept[0].reference, kept[0].folder)
-            ours = load_ours(kept[0].folder, padding="official")
-            assert output_difference(Pair(ours, kept[0].reference), BATCHES) <= BOUND
-        return kept[0]
-
-    yield get
-    drop()
+saved = faultless_fixture(random_reference, lambda _: BATCHES)
 
 
 @pytest.mark.parametrize(
