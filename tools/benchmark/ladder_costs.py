@@ -29,6 +29,7 @@ from ladder import CONFIG, chosen
 from rich.console import Console
 from rich.progress import track
 from small_data import add_trial_options, trial_of
+from small_data_records import aligned
 from small_data_sides import OurLearner, run_config
 from small_data_trial import CLOCKS, EvaluationSplit, Memory, Trial
 
@@ -150,12 +151,7 @@ def table(rungs: Sequence[Rung], found: list[Any], memory: Sequence[str]) -> str
             ratios = [row[place][kind] / row[0][kind] for row in found]
             cells += [spread([value * 1e3 for value in own], ".0f"), spread(ratios, ".2f")]
         lines.append([*cells, memory[place]])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        line[0].ljust(widths[0])
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def main() -> None:

@@ -62,9 +62,7 @@ def trainings(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for (name, seed, budget), by_start in attempts.items():
         label = name + (f", {budget:g} min" if many_budgets else "")
         label += f", seed {seed}" if many_seeds else ""
-        found[label] = max(
-            by_start.values(), key=lambda own: (own[-1]["final"], own[-1]["started"])
-        )
+        found[label] = max(by_start.values(), key=_finality)
     return found
 
 
@@ -91,7 +89,12 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(_cells(name, last, reached))
         tested = [r for r in rows if r["split"] == "test" and r["started"] == last["started"]]
         lines += [_cells("  on the test split", r, "") for r in tested if r["name"] == last["name"]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         line[0].ljust(widths[0])
         + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
