@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detr_kit.models.anchors import AnchorMLP, SineOfBoxes, moved
 from detr_kit.models.attention import Attention
-from detr_kit.models.deformable import DeformableAttention
+from detr_kit.models.deformable_attention import DeformableAttention
 from detr_kit.models.heads import DetectionHeads
 from detr_kit.models.pyramid import Pyramid
 from detr_kit.models.queries import Queries

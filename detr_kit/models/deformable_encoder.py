@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from detr_kit.models.deformable import DeformableAttention
+from detr_kit.models.deformable_attention import DeformableAttention
 from detr_kit.models.positions import SinePositions
 from detr_kit.models.pyramid import Pyramid
 from detr_kit.models.remembered import Remembered

@@ -13,7 +13,7 @@ from detr_kit.errors import DetrKitError
 from detr_kit.models.attention import Attention
 from detr_kit.models.backbones import Backbone
 from detr_kit.models.convolutions import ConvNorm, RepVGGBlock
-from detr_kit.models.deformable import DeformableAttention
+from detr_kit.models.deformable_attention import DeformableAttention
 from detr_kit.models.folding import FoldedConv2d, pads_as_tensorflow
 from detr_kit.models.hybrid_encoder import HybridEncoder
 from detr_kit.models.norms import FrozenBatchNorm2d

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_kit.inference.info import count_gflops
-from detr_kit.models.deformable import DeformableAttention
+from detr_kit.models.deformable_attention import DeformableAttention
 from detr_kit.models.pyramid import Pyramid
 from detr_kit.structures import ImageBatch
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from transformers.models.deformable_detr import modeling_deformable_detr as peer
 
 from detr_kit.models import deformable
-from detr_kit.models.deformable import DeformableAttention
+from detr_kit.models.deformable_attention import DeformableAttention
 from detr_kit.models.deformable_encoder import cell_centers
 from detr_kit.models.pyramid import Pyramid, flatten_levels
 from detr_kit.models.sampling import sample, sample_maps

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detr_kit.errors import DetrKitError
 from detr_kit.models import sampling
-from detr_kit.models.deformable import DeformableAttention
+from detr_kit.models.deformable_attention import DeformableAttention
 from detr_kit.models.pyramid import Pyramid, flatten_levels
 from detr_kit.models.sampling import sample, sample_maps
 
