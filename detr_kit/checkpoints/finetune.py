@@ -13,7 +13,7 @@ from detr_kit.checkpoints.listing import listed
 from detr_kit.checkpoints.opened import OpenedCheckpoint, class_tables
 from detr_kit.checkpoints.report import LoadReport
 from detr_kit.errors import DetrKitError
-from detr_kit.models.positions import resample_grid
+from detr_kit.models.resampling import resample_grid
 from detr_kit.sizes import SizeHW
 
 # Rows (..., Q, D) of which each belongs to a query.

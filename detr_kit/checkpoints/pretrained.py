@@ -15,7 +15,7 @@ from detr_kit.checkpoints.report import LoadReport
 from detr_kit.checkpoints.vit_npz import read_vit_npz
 from detr_kit.errors import DetrKitError
 from detr_kit.models.backbones import Backbone
-from detr_kit.models.positions import resample_grid
+from detr_kit.models.resampling import resample_grid
 from detr_kit.models.trunks import timm_name
 from detr_kit.models.vit import ViT
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from detr_kit.errors import DetrKitError
 from detr_kit.models.linear import Linear
-from detr_kit.models.positions import SinePositions
 from detr_kit.models.pyramid import Pyramid
 
 # A logit whose sigmoid is 1 in single and in double precision.
@@ -78,56 +77,19 @@ def grid_anchors(memory: Pyramid) -> tuple[Tensor, Tensor]:
 
     Source: Deformable DETR, appendix A.4, and the official `gen_encoder_output_proposals`.
     """
-    wide = torch.promote_types(memory.tokens.dtype, torch.float32)
-    device = memory.tokens.device
-    boxes = []
-    levels = zip(memory.sizes_hw, memory.masks(), strict=True)
-    for level, ((height, width), mask) in enumerate(levels):
-        y, x = (
-            (torch.arange(cells, device=device, dtype=wide) + 0.5).unsqueeze(0)
-            for cells in (height, width)
-        )
-        if mask is None:
-            y, x = y / height, x / width
-        else:
-            y = y / (~mask[:, :, 0]).sum(1, keepdim=True).to(wide)
-            x = x / (~mask[:, 0, :]).sum(1, keepdim=True).to(wide)
-        x = x.unsqueeze(1).expand(-1, height, -1)
-        y = y.unsqueeze(2).expand(-1, -1, width)
-        side = torch.full_like(x, 0.05 * 2.0**level)
-        boxes.append(torch.stack([x, y, side, side], dim=-1).flatten(1, 2))
-    all_boxes = torch.cat(boxes, dim=1)
-    usable = ((all_boxes > 0.01) & (all_boxes < 0.99)).all(-1)
+    centers = memory.cell_centers()
+    sides = torch.cat(
+        [
+            centers.new_full((height * width, 2), 0.05 * 2.0**level)
+            for level, (height, width) in enumerate(memory.sizes_hw)
+        ]
+    )
+    boxes = torch.cat([centers, sides.expand(centers.shape[0], -1, -1)], dim=-1)
+    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
     if memory.padding_mask is not None:
         usable = usable & ~memory.padding_mask
-    logits = torch.log(all_boxes / (1 - all_boxes).clamp(min=1e-5))
+    logits = torch.log(boxes / (1 - boxes).clamp(min=1e-5))
     return logits.masked_fill(~usable.unsqueeze(-1), _OUTSIDE), usable
-
-
-class MemoryPositions(nn.Module):
-    """What dense attention knows of where a token lies: the sines of its cell, and its level."""
-
-    def __init__(self, dim: int, num_levels: int) -> None:
-        super().__init__()
-        self.level_embed = nn.Parameter(torch.empty(num_levels, dim).normal_())
-        self.sine = SinePositions(dim)
-
-    def forward(self, memory: Pyramid) -> Tensor:
-        """Return (B or 1, S, D) positions."""
-        dtype = self.level_embed.dtype
-        levels = zip(memory.sizes_hw, memory.masks(), self.level_embed, strict=True)
-        return torch.cat(
-            [
-                (
-                    self.sine.of_size(size_hw, dtype, memory.tokens.device)
-                    if mask is None
-                    else self.sine(mask, dtype)
-                ).flatten(1, 2)
-                + level
-                for size_hw, mask, level in levels
-            ],
-            dim=1,
-        )
 
 
 class AnchorMLP(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from detr_kit.models.anchor_decoder import AnchorDecoder
-from detr_kit.models.anchors import MemoryPositions
 from detr_kit.models.backbones import Backbone
 from detr_kit.models.deformable_detr import DeformableDETR
 from detr_kit.models.deformable_encoder import DeformableEncoder
@@ -13,7 +12,7 @@ from detr_kit.models.denoising import Denoising
 from detr_kit.models.detr import DETR
 from detr_kit.models.heads import DetectionHeads
 from detr_kit.models.hybrid_encoder import HybridEncoder
-from detr_kit.models.positions import LearnedPositions, SinePositions
+from detr_kit.models.positions import LearnedPositions, MemoryPositions, SinePositions
 from detr_kit.models.projections import LevelProjections
 from detr_kit.models.queries import LearnedAnchors, LearnedQueries
 from detr_kit.models.selection import Content, SelectedQueries

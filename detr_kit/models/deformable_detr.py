@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_kit.models.anchor_decoder import AnchorDecoder
-from detr_kit.models.anchors import MemoryPositions
 from detr_kit.models.backbones import Backbone
 from detr_kit.models.deformable_encoder import DeformableEncoder
 from detr_kit.models.denoising import Denoised, Denoising, blocked_queries
 from detr_kit.models.heads import DetectionHeads
 from detr_kit.models.hybrid_encoder import HybridEncoder
+from detr_kit.models.positions import MemoryPositions
 from detr_kit.models.projections import LevelProjections
 from detr_kit.models.pyramid import Pyramid, flatten_levels
 from detr_kit.models.queries import LearnedAnchors, LearnedQueries, Queries

@@ -133,21 +133,4 @@ class DeformableEncoder(nn.Module):
         ]
         # The parameters' precision, not the tokens': autocast would round the positions.
         sine = torch.cat([self.positions(mask, dtype).flatten(1, 2) for mask in masks], dim=1)
-        return sine, cell_centers(memory)
-
-
-def cell_centers(memory: Pyramid) -> Tensor:
-    """Return the (B or 1, S, 2) centres (x, y) of all cells, in [0, 1] of the unpadded images.
-
-    Those of padded cells lie beyond 1.
-    """
-    own_wh = memory.own_sizes_wh()
-    centers = []
-    for level, (height, width) in enumerate(memory.sizes_hw):
-        x, y = (
-            torch.arange(side, device=own_wh.device, dtype=own_wh.dtype) + 0.5
-            for side in (width, height)
-        )
-        grid = torch.stack([x.expand(height, -1), y.unsqueeze(1).expand(-1, width)], dim=-1)
-        centers.append(grid.flatten(0, 1) / own_wh[:, level : level + 1])
-    return torch.cat(centers, dim=1)
+        return sine, memory.cell_centers()

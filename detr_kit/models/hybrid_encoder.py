@@ -11,14 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr_kit.errors import DetrKitError
 from detr_kit.models.backbones import Padding
 from detr_kit.models.convolutions import ConvNorm, CSPBlock, initialize_convolutions
 from detr_kit.models.extents import zero_outside
+from detr_kit.models.positions import CellPositions
 from detr_kit.models.pyramid import Level
-from detr_kit.models.remembered import Remembered
 from detr_kit.models.transformer import Encoder, initialize_xavier
-from detr_kit.sizes import SizeHW
 
 
 class HybridEncoder(nn.Module):
@@ -111,40 +109,6 @@ class HybridEncoder(nn.Module):
         tokens = features.flatten(2).transpose(1, 2)
         attended = self.attention(tokens, positions, None if mask is None else mask.flatten(1))
         return attended.transpose(1, 2).unflatten(2, size_hw)
-
-
-class CellPositions(nn.Module):
-    """Sines, then cosines of a cell's row number, and the same of its column number.
-
-    Source: Chen et al. 2021 ("MoCo v3"), as in RT-DETR. Numbers count from 0 and are not
-    normalised: they do not depend on the size of the map.
-    """
-
-    TEMPERATURE = 10000.0
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        if dim % 4:
-            raise DetrKitError(f"encoder_dim {dim}: sine positions need a multiple of 4")
-        self.dim = dim
-        self._of_sizes = Remembered()
-
-    def forward(self, size_hw: SizeHW, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Encode the cells of a map as (1, h * w, D); remembered."""
-
-        def encode() -> Tensor:
-            wide = torch.promote_types(dtype, torch.float32)
-            exponents = torch.arange(self.dim // 4, device=device, dtype=wide) * (4 / self.dim)
-            wavelengths = self.TEMPERATURE**exponents
-            height, width = size_hw
-            encoded = []
-            for axis, cells in ((1, height), (0, width)):
-                angles = torch.arange(cells, device=device, dtype=wide)[:, None] / wavelengths
-                waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-                encoded.append(waves.unsqueeze(axis).expand(height, width, -1))
-            return torch.cat(encoded, dim=2).flatten(0, 1).unsqueeze(0).to(dtype)
-
-        return self._of_sizes((), (size_hw, dtype, device), encode)
 
 
 def _upsampled(coarse: Tensor, fine: Tensor) -> Tensor:

@@ -24,14 +24,14 @@ class Pyramid:
     """The tokens of several feature maps, the finest map first, each row by row.
 
     `tokens` is (B, S, D); `sizes_hw` are the maps' sizes, whose areas sum to S. `padding_mask`
-    (B, S) is True on padding. `shares_wh` (B, K, 2) tells which part of each map's width and
-    height an image fills. Both are None where every image fills its maps.
+    (B, S) is True on padding. `filled_wh` (B, K, 2) int64 tells how many cells of each map's width
+    and height an image fills. Both are None where every image fills its maps.
     """
 
     tokens: Tensor
     sizes_hw: tuple[SizeHW, ...]
     padding_mask: Tensor | None = None
-    shares_wh: Tensor | None = None
+    filled_wh: Tensor | None = None
 
     def with_tokens(self, tokens: Tensor) -> Pyramid:
         """Return the same maps with other tokens."""
@@ -43,6 +43,8 @@ class Pyramid:
         In the precision of the tokens, single precision at least.
         """
         wide = torch.promote_types(self.tokens.dtype, torch.float32)
+        if self.filled_wh is not None:
+            return self.filled_wh.to(wide)
         device = self.tokens.device
         # Filled one by one: a list of sizes would wait for a device, and symbols make no list.
         sides = [
@@ -50,8 +52,23 @@ class Pyramid:
             for height, width in self.sizes_hw
             for side in (width, height)
         ]
-        sizes_wh = torch.cat(sides).view(1, -1, 2)
-        return sizes_wh if self.shares_wh is None else self.shares_wh * sizes_wh
+        return torch.cat(sides).view(1, -1, 2)
+
+    def cell_centers(self) -> Tensor:
+        """Return the (B or 1, S, 2) centres (x, y) of all cells, in [0, 1] of the unpadded images.
+
+        Those of padded cells lie beyond 1. In the precision of `own_sizes_wh`.
+        """
+        own_wh = self.own_sizes_wh()
+        centers = []
+        for level, (height, width) in enumerate(self.sizes_hw):
+            x, y = (
+                torch.arange(side, device=own_wh.device, dtype=own_wh.dtype) + 0.5
+                for side in (width, height)
+            )
+            grid = torch.stack([x.expand(height, -1), y.unsqueeze(1).expand(-1, width)], dim=-1)
+            centers.append(grid.flatten(0, 1) / own_wh[:, level : level + 1])
+        return torch.cat(centers, dim=1)
 
     def split(self, rows: Tensor) -> list[Tensor]:
         """Cut (B, S, ...) along the tokens into one (B, h * w, ...) a level."""
@@ -86,16 +103,7 @@ def flatten_levels(levels: Sequence[Level]) -> Pyramid:
     if not masks:
         return Pyramid(tokens, sizes_hw)
     padding_mask = torch.cat([mask.flatten(1) for mask in masks], dim=1)
-    wide = torch.promote_types(tokens.dtype, torch.float32)
-    shares = [
-        torch.stack(
-            # In the wider precision from the start: whole numbers divide in single precision.
-            [
-                (~mask[:, 0, :]).sum(1).to(wide) / width,
-                (~mask[:, :, 0]).sum(1).to(wide) / height,
-            ],
-            dim=1,
-        )
-        for mask, (height, width) in zip(masks, sizes_hw, strict=True)
+    filled = [
+        torch.stack([(~mask[:, 0, :]).sum(1), (~mask[:, :, 0]).sum(1)], dim=1) for mask in masks
     ]
-    return Pyramid(tokens, sizes_hw, padding_mask, torch.stack(shares, dim=1))
+    return Pyramid(tokens, sizes_hw, padding_mask, torch.stack(filled, dim=1))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_kit.errors import DetrKitError
-from detr_kit.models.positions import CachedResampler, bicubic_matrices
+from detr_kit.models.resampling import CachedResampler, bicubic_matrices
 from detr_kit.models.token_groups import GroupedLayer
 from detr_kit.models.token_positions import GridPositions, TracedPositions
 from detr_kit.models.transformer import EncoderLayer, run_layer

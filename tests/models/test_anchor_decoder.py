@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from detr_kit.models.anchor_decoder import AnchorDecoder
-from detr_kit.models.anchors import MemoryPositions, moved
+from detr_kit.models.anchors import moved
 from detr_kit.models.denoising import blocked_queries
 from detr_kit.models.heads import DetectionHeads
+from detr_kit.models.positions import MemoryPositions
 from detr_kit.models.pyramid import Pyramid, flatten_levels
 from detr_kit.models.queries import Queries
 

@@ -7,12 +7,12 @@ import torch
 
 from detr_kit.errors import DetrKitError
 from detr_kit.models.anchors import (
-    MemoryPositions,
     SineOfBoxes,
     grid_anchors,
     inverse_sigmoid,
     moved,
 )
+from detr_kit.models.positions import MemoryPositions
 from detr_kit.models.pyramid import Pyramid, flatten_levels
 
 

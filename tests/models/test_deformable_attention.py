@@ -68,9 +68,7 @@ def peer_of(attention: DeformableAttention, dim: int) -> nn.Module:
 def of_peer(theirs: nn.Module, query: Tensor, reference: Tensor, memory: Pyramid) -> Tensor:
     """Their references are of the padded maps, one a level."""
     sizes = torch.tensor(memory.sizes_hw)
-    shares = torch.ones(1, len(SIZES_HW), 2, dtype=query.dtype)
-    if memory.shares_wh is not None:
-        shares = memory.shares_wh
+    shares = memory.own_sizes_wh() / sizes.flip(1)
     shares = shares.repeat(1, 1, reference.shape[-1] // 2)
     output, _ = theirs(
         query,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from detr_kit.models.deformable_encoder import DeformableEncoder, cell_centers
+from detr_kit.models.deformable_encoder import DeformableEncoder
 from detr_kit.models.positions import SinePositions
 from detr_kit.models.pyramid import Pyramid, flatten_levels
 
@@ -96,9 +96,8 @@ def of_peer(theirs: nn.Module, level_embed: Tensor, memory: Pyramid) -> Tensor:
         real = torch.ones_like(features[:, 0]) if mask is None else (~mask).to(DOUBLE)
         encoded = sine(features.shape, "cpu", DOUBLE, mask=real)
         positions.append(encoded.flatten(2).transpose(1, 2) + vector)
-    shares = memory.shares_wh
-    if shares is None:
-        shares = torch.ones(len(memory.tokens), len(SIZES_HW), 2, dtype=DOUBLE)
+    sizes_wh = torch.tensor(memory.sizes_hw, dtype=DOUBLE).flip(1)
+    shares = (memory.own_sizes_wh() / sizes_wh).expand(len(memory.tokens), -1, -1)
     mask = torch.zeros(memory.tokens.shape[:2], dtype=torch.bool)
     if memory.padding_mask is not None:
         mask = memory.padding_mask
@@ -151,12 +150,12 @@ def test_an_image_is_encoded_the_same_alone_and_padded() -> None:
 
 def test_a_token_looks_from_its_own_cell_into_every_level() -> None:
     memory = drawn_memory(padded=True)
-    centers = cell_centers(memory)
+    centers = memory.cell_centers()
     assert centers.shape == (3, 35 + 12 + 4, 2)
     # The second image is 3 x 5 cells of the first level, and 2 x 3 of the second.
     assert centers[1, 2 * 5 + 4].tolist() == pytest.approx([4.5 / 5, 2.5 / 3], abs=1e-15)
     assert centers[1, 35 + 1 * 3 + 2].tolist() == pytest.approx([2.5 / 3, 1.5 / 2], abs=1e-15)
-    unpadded = cell_centers(drawn_memory(padded=False))
+    unpadded = drawn_memory(padded=False).cell_centers()
     assert unpadded.shape == (1, 51, 2)
     torch.testing.assert_close(centers[2:], unpadded, rtol=0, atol=1e-15)
 

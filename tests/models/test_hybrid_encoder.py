@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from detr_kit.models.convolutions import ConvNorm, CSPBlock, RepVGGBlock
-from detr_kit.models.hybrid_encoder import CellPositions, HybridEncoder
+from detr_kit.models.hybrid_encoder import HybridEncoder
+from detr_kit.models.positions import CellPositions
 from detr_kit.models.pyramid import Level
 from tests.drawn import draw_scales
 

@@ -54,15 +54,14 @@ def test_masks_come_back_and_shares_are_width_before_height() -> None:
     for found, mask in zip(pyramid.masks(), masks, strict=True):
         assert found is not None
         assert torch.equal(found, mask)
-    expected = [[[1, 1], [1, 1]], [[1 / 6, 3 / 4], [1 / 3, 1]]]
-    # In the tokens' precision: 1 / 6 in single precision is 5e-9 off.
-    assert torch.equal(pyramid.shares_wh, torch.tensor(expected, dtype=torch.float64))
+    assert pyramid.filled_wh is not None
+    assert pyramid.filled_wh.tolist() == [[[6, 4], [3, 2]], [[1, 3], [1, 2]]]
 
 
 def test_without_masks_nothing_is_told_of_padding() -> None:
     pyramid = flatten_levels(drawn_levels([(4, 6), (2, 3)], dtype=torch.float32))
     assert pyramid.padding_mask is None
-    assert pyramid.shares_wh is None
+    assert pyramid.filled_wh is None
     assert pyramid.masks() == [None, None]
 
 
@@ -73,9 +72,7 @@ def test_own_sizes_are_those_of_the_unpadded_maps() -> None:
     masks = [corner_mask((4, 6), [(4, 6), (3, 1)]), corner_mask((2, 3), [(2, 3), (2, 1)])]
     padded = flatten_levels([(m, mask) for (m, _), mask in zip(levels, masks, strict=True)])
     expected = [[[6, 4], [3, 2]], [[1, 3], [1, 2]]]
-    torch.testing.assert_close(
-        padded.own_sizes_wh(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15
-    )
+    assert torch.equal(padded.own_sizes_wh(), torch.tensor(expected, dtype=torch.float64))
 
 
 def test_half_precision_tokens_have_sizes_in_single_precision() -> None:

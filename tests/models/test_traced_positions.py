@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from detr_kit.models.positions import bicubic_matrices, resample_grid
+from detr_kit.models.resampling import bicubic_matrices, resample_grid
 from detr_kit.structures import ImageBatch, TracedBatch
 
 

@@ -37,7 +37,6 @@ from transformers.models.deformable_detr import modeling_deformable_detr as peer
 
 from detr_kit.models import deformable
 from detr_kit.models.deformable_attention import DeformableAttention
-from detr_kit.models.deformable_encoder import cell_centers
 from detr_kit.models.pyramid import Pyramid, flatten_levels
 from detr_kit.models.sampling import sample, sample_maps
 
@@ -91,14 +90,14 @@ def module(dim: int, queries: int, images: int) -> Sides:
         getattr(theirs, other).load_state_dict(getattr(ours, name).state_dict())
     memory = _padded_memory(dim, images)
     assert memory.padding_mask is not None
-    assert memory.shares_wh is not None
-    real, shares = ~memory.padding_mask, memory.shares_wh[:, None]
+    real = ~memory.padding_mask
+    shares = (memory.own_sizes_wh() / torch.tensor(SIZES_HW).flip(1))[:, None]
     if queries:
         query = torch.randn(images, queries, dim)
         reference = torch.rand(images, queries, 4)
         shares = shares.repeat(1, 1, 1, 2)
     else:
-        query, reference = torch.randn_like(memory.tokens), cell_centers(memory)
+        query, reference = torch.randn_like(memory.tokens), memory.cell_centers()
     inputs = (query.requires_grad_(), memory.tokens.requires_grad_())
     shapes = torch.tensor(SIZES_HW)
     return Sides(
