@@ -22,7 +22,8 @@ from detr_kit.structures import ModelOutput, Scoring, TargetBatch
 # How much the class weighs in the matching, as published: of DETR, and of Deformable DETR, whose
 # focal cost is lower.
 CLASS_COSTS: dict[Scoring, float] = {"softmax": 1.0, "sigmoid": 2.0}
-# In the place of a cost that is not finite, for the solver to go on.
+# In the place of a cost that is not finite, for the solver to go on, and of that of a query that
+# stands for nothing, which gets an object only where no other query is left.
 _VERY_HIGH = 1e9
 # Of the focal cost: its weight of what is right, and its exponent.
 _ALPHA, _GAMMA = 0.25, 2.0
@@ -106,7 +107,10 @@ def matching_cost(
     l1_cost: float,
     giou_cost: float,
 ) -> Tensor:
-    """Return the (N, L, Q) cost of every object with every query of its image."""
+    """Return the (N, L, Q) cost of every object with every query of its image.
+
+    That of a `missing` query is very high.
+    """
     output = output.at_least_fp32()
     logits, boxes_cxcywh = output.layer_logits, output.layer_boxes_cxcywh
     image = image_of_objects(targets.counts).to(logits.device, non_blocking=True)
@@ -119,7 +123,10 @@ def matching_cost(
     own = boxes_cxcywh.permute(3, 1, 0, 2).contiguous().index_select(1, image)  # (4, N, L, Q)
     target = targets.boxes_cxcywh.to(own.dtype).T[..., None, None]  # (4, N, 1, 1)
     l1, giou = _l1_and_giou(own, target)
-    return l1.mul_(l1_cost).sub_(giou, alpha=giou_cost).sub_(gain, alpha=class_cost)
+    cost = l1.mul_(l1_cost).sub_(giou, alpha=giou_cost).sub_(gain, alpha=class_cost)
+    if output.missing is not None:
+        cost.masked_fill_(output.missing[image].unsqueeze(1), _VERY_HIGH)
+    return cost
 
 
 def focal_cost(logits: Tensor) -> Tensor:

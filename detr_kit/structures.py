@@ -228,23 +228,32 @@ Scoring = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True)
-class DenoisedOutput:
-    """What a model makes of P queries that stand for known objects, with noise; in training only.
+class DenoisingPlan:
+    """What the P denoising queries of a batch stand for; in training only.
 
-    `layer_logits` is (L, B, P, C), `layer_boxes_cxcywh` (L, B, P, 4), of the decoder's layers.
     `present` (B, P) bool is False where an image has fewer objects than others of its batch.
     `image`, `query` and `target` (M,) int64 name the queries that are to find their object, and
     its place among the flat objects of the batch; every other query that is present is to find
     nothing. Each object is repeated `copies` times.
     """
 
-    layer_logits: Tensor
-    layer_boxes_cxcywh: Tensor
     present: Tensor
     image: Tensor
     query: Tensor
     target: Tensor
     copies: int
+
+
+@dataclass(frozen=True)
+class DenoisedOutput:
+    """What a model makes of its denoising queries.
+
+    `layer_logits` is (L, B, P, C), `layer_boxes_cxcywh` (L, B, P, 4), of the decoder's layers.
+    """
+
+    layer_logits: Tensor
+    layer_boxes_cxcywh: Tensor
+    plan: DenoisingPlan
 
 
 @dataclass(frozen=True)
@@ -258,6 +267,9 @@ class ModelOutput:
     In training there may be several `groups` of Q queries, each with L / groups layers, one group
     after the other, and `denoised` queries. With `first_is_of_any` the first layer of a group tells
     objects of any category from none, by its first column, which all others repeat.
+
+    `missing` (B, Q) bool is True for queries that stand for nothing, see `Queries`: they find
+    nothing and learn nothing. None where there are none.
     """
 
     layer_logits: Tensor
@@ -266,6 +278,7 @@ class ModelOutput:
     groups: int = 1
     denoised: DenoisedOutput | None = None
     first_is_of_any: bool = False
+    missing: Tensor | None = None
 
     def at_least_fp32(self) -> ModelOutput:
         """Lift half precision to fp32; fp32 and float64 stay as they are."""

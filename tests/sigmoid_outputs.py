@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from detr_kit.structures import DenoisedOutput, ModelOutput, TargetBatch
+from detr_kit.structures import DenoisedOutput, DenoisingPlan, ModelOutput, TargetBatch
 
 CATEGORIES = 3
 QUERIES = 5
@@ -60,9 +60,8 @@ def drawn_denoised(
             if part % 2 == 0:
                 pairs += [(image, start + slot, first + slot) for slot in range(count)]
     image_of, query, target = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 3).T
-    return DenoisedOutput(
-        logits.requires_grad_(), boxes.requires_grad_(), present, image_of, query, target, copies
-    )
+    plan = DenoisingPlan(present, image_of, query, target, copies)
+    return DenoisedOutput(logits.requires_grad_(), boxes.requires_grad_(), plan)
 
 
 def objects_of_images(counts: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:

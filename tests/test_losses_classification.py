@@ -230,8 +230,9 @@ def test_varifocal_losses_with_denoising_are_those_of_transformers(
     output, targets = drawn_output(2, layers=3, images=3), drawn_targets(2, counts)
     denoised = drawn_denoised(2, targets, layers=2, copies=3)
     # Theirs count each image's as present throughout.
-    denoised = replace(denoised, present=torch.ones_like(denoised.present))
-    positions = [denoised.query[denoised.image == image] for image in range(len(counts))]
+    plan = denoised.plan
+    denoised = replace(denoised, plan=replace(plan, present=torch.ones_like(plan.present)))
+    positions = [plan.query[plan.image == image] for image in range(len(counts))]
     first, second, last = layers_of_transformers(output.layer_logits, output.layer_boxes_cxcywh)
     reference = theirs.RTDetrLoss(config_of_transformers()).double()(
         last
@@ -310,17 +311,16 @@ def test_a_denoised_loss_is_the_sum_over_its_queries(
     added, last = 0.0, dict.fromkeys(("class", "l1", "giou"), 0.0)
     for layer in range(2):
         for image in range(len(counts)):
-            own = denoised.image == image
-            found = dict(
-                zip(denoised.query[own].tolist(), denoised.target[own].tolist(), strict=True)
-            )
+            plan = denoised.plan
+            own = plan.image == image
+            found = dict(zip(plan.query[own].tolist(), plan.target[own].tolist(), strict=True))
             terms = weighted_terms(
                 criterion,
                 denoised.layer_logits[layer, image],
                 denoised.layer_boxes_cxcywh[layer, image],
                 found,
                 targets,
-                denoised.present[image],
+                denoised.plan.present[image],
             )
             shares = {key: value / (sum(counts) * copies) for key, value in terms.items()}
             added += shares["class"] + 5 * shares["l1"] + 2 * shares["giou"]
@@ -339,8 +339,8 @@ def test_absent_denoising_queries_teach_nothing() -> None:
     SetCriterion(CATEGORIES)(replace(output, denoised=denoised), targets).total.backward()
     gradient = denoised.layer_logits.grad
     assert gradient is not None
-    assert not gradient[:, ~denoised.present].any()
-    assert gradient[:, denoised.present].all()
+    assert not gradient[:, ~denoised.plan.present].any()
+    assert gradient[:, denoised.plan.present].all()
 
 
 def group_of(output: ModelOutput, group: int) -> ModelOutput:

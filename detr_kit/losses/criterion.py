@@ -153,6 +153,8 @@ class SetCriterion(nn.Module):
         pairs = _Pairs(places, *_objects(targets, assignment.target, boxes))
         of_any = slice(0, None, len(logits) // output.groups) if output.first_is_of_any else None
         losses = self._losses(logits, boxes, pairs, output.scoring, of_any)
+        if output.missing is not None:
+            losses = _without(losses, output.missing, pairs)
         sums = self._sums(losses, normalizer, output.scoring)
         # Every group is a whole detector: their mean weighs as much as one.
         total = self._weighted(sums) / output.groups if output.groups > 1 else self._weighted(sums)
@@ -221,15 +223,14 @@ class SetCriterion(nn.Module):
         scoring: Scoring,
     ) -> dict[str, Tensor]:
         """Return the (L,) sums of queries whose objects are known, divided by objects x copies."""
-        logits, boxes = denoised.layer_logits, denoised.layer_boxes_cxcywh
+        logits, boxes, plan = denoised.layer_logits, denoised.layer_boxes_cxcywh, denoised.plan
         places, target = (
             row.expand(len(logits), -1)
-            for row in (denoised.image * logits.shape[2] + denoised.query, denoised.target)
+            for row in (plan.image * logits.shape[2] + plan.query, plan.target)
         )
         pairs = _Pairs(places, *_objects(targets, target, boxes))
-        losses = self._losses(logits, boxes, pairs, scoring)
-        losses["class"] = losses["class"].masked_fill(~denoised.present, 0.0)
-        repeated = normalizer.boxes * denoised.copies
+        losses = _without(self._losses(logits, boxes, pairs, scoring), ~plan.present, pairs)
+        repeated = normalizer.boxes * plan.copies
         return self._sums(losses, Normalizer(repeated, repeated), scoring)
 
     def _sums(
@@ -296,6 +297,15 @@ def target_classes(
 def _objects(targets: TargetBatch, target: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Return classes (L, M) and boxes (L, M, 4), in the precision of `boxes`, of objects."""
     return targets.labels[target], targets.boxes_cxcywh.to(boxes.dtype)[target]
+
+
+def _without(losses: dict[str, Tensor], missing: Tensor, pairs: _Pairs) -> dict[str, Tensor]:
+    """Return the losses of the queries that are not `missing` (B, Q), zeros for the others."""
+    of_pairs = missing.flatten()[pairs.places]
+    return {
+        name: own.masked_fill(missing if name == "class" else of_pairs, 0.0)
+        for name, own in losses.items()
+    }
 
 
 def _at(values: Tensor, places: Tensor) -> Tensor:

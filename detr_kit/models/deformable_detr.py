@@ -24,7 +24,7 @@ from detr_kit.models.hybrid_encoder import HybridEncoder
 from detr_kit.models.positions import MemoryPositions
 from detr_kit.models.projections import LevelProjections
 from detr_kit.models.pyramid import Pyramid, flatten_levels
-from detr_kit.models.queries import LearnedAnchors, LearnedQueries, Queries
+from detr_kit.models.queries import LearnedAnchors, LearnedQueries, Queries, by_group
 from detr_kit.models.selection import SelectedQueries
 from detr_kit.models.transformer import Encoder
 from detr_kit.structures import (
@@ -129,8 +129,9 @@ class DeformableDETR(nn.Module):
             output = replace(output, first_is_of_any=self.queries.scored_by_first)
         if denoised is None:
             return output
-        first = logits.shape[2] - denoised.present.shape[1]
-        return replace(output, denoised=_denoised_output(logits, boxes, denoised, first))
+        first = queries.content.shape[1]
+        of_denoised = DenoisedOutput(logits[:, :, first:], boxes[:, :, first:], denoised.plan)
+        return replace(output, denoised=of_denoised)
 
     def _encoded(self, batch: ImageBatch | TracedBatch) -> tuple[Pyramid, Tensor | None]:
         """Return the memory, and (B or 1, S, D) positions for attention to all of it."""
@@ -157,7 +158,7 @@ class DeformableDETR(nn.Module):
         count, device = self.queries.num_queries, queries.content.device
         if denoised is None:
             return queries, queries.missing, blocked_queries(groups, count, 0, 0, device)
-        hidden = ~denoised.present
+        hidden = ~denoised.plan.present
         first, added = queries.content.shape[1], hidden.shape[1]
         if queries.missing is None:
             hidden = F.pad(hidden, (first, 0), value=False)
@@ -168,7 +169,8 @@ class DeformableDETR(nn.Module):
             content=torch.cat([queries.content, denoised.content.to(queries.content.dtype)], 1),
             reference=torch.cat([queries.reference, denoised.reference], 1),
         )
-        return together, hidden, blocked_queries(groups, count, added, denoised.copies, device)
+        copies = denoised.plan.copies
+        return together, hidden, blocked_queries(groups, count, added, copies, device)
 
 
 def _by_group(
@@ -178,34 +180,22 @@ def _by_group(
 
     `logits` is (L, B, N, C), `boxes` (L, B, N, 4).
     """
+    count = queries.content.shape[1]
+    parts = [by_group(rows[:, :, :count], groups, dim=2) for rows in (logits, boxes)]
     proposals = queries.proposals
-    count = queries.content.shape[1] // groups
-    layers: list[tuple[Tensor, Tensor]] = []
-    for group in (*range(1, groups), 0):
-        if proposals is not None:
-            layers.append((proposals.layer_logits, proposals.layer_boxes_cxcywh))
-        own = slice(group * count, (group + 1) * count)
-        layers.append((logits[:, :, own], boxes[:, :, own]))
-    layer_logits, layer_boxes = (torch.cat(parts) for parts in zip(*layers, strict=True))
-    if queries.missing is not None:
-        missing = queries.missing[:, :count].unsqueeze(-1)
-        nothing = torch.full_like(layer_logits[0, 0, 0], _UNLIKELY)
-        if scoring == "softmax":  # `no object` is the last column
-            nothing = F.pad(nothing[1:], (0, 1), value=-_UNLIKELY)
-        layer_logits = torch.where(missing, nothing, layer_logits)
-        layer_boxes = layer_boxes.masked_fill(missing, 0.5)
-    return ModelOutput(layer_logits, layer_boxes, scoring, groups)
-
-
-def _denoised_output(
-    logits: Tensor, boxes: Tensor, denoised: Denoised, first: int
-) -> DenoisedOutput:
-    return DenoisedOutput(
-        logits[:, :, first:],
-        boxes[:, :, first:],
-        denoised.present,
-        denoised.image,
-        denoised.query,
-        denoised.target,
-        denoised.copies,
-    )
+    if proposals is not None:
+        of_all = (proposals.layer_logits, proposals.layer_boxes_cxcywh)
+        parts = [
+            torch.cat([proposed.expand(groups, *proposed.shape), rows], dim=1)
+            for proposed, rows in zip(of_all, parts, strict=True)
+        ]
+    layer_logits, layer_boxes = (rows.flatten(0, 1) for rows in parts)
+    if queries.missing is None:
+        return ModelOutput(layer_logits, layer_boxes, scoring, groups)
+    missing = queries.missing[:, : count // groups]
+    nothing = torch.full_like(layer_logits[0, 0, 0], _UNLIKELY)
+    if scoring == "softmax":  # `no object` is the last column
+        nothing = F.pad(nothing[1:], (0, 1), value=-_UNLIKELY)
+    layer_logits = torch.where(missing.unsqueeze(-1), nothing, layer_logits)
+    layer_boxes = layer_boxes.masked_fill(missing.unsqueeze(-1), 0.5)
+    return ModelOutput(layer_logits, layer_boxes, scoring, groups, missing=missing)

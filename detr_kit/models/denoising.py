@@ -15,23 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from detr_kit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from detr_kit.structures import TargetBatch
+from detr_kit.structures import DenoisingPlan, TargetBatch
 
 
 @dataclass(frozen=True)
 class Denoised:
     """The denoising queries of a batch: copy after copy, each with its positives first.
 
-    `content` is (B, P, D), `reference` (B, P, 4) boxes in [0, 1]; the rest as in `DenoisedOutput`.
+    `content` is (B, P, D), `reference` (B, P, 4) boxes in [0, 1].
     """
 
     content: Tensor
     reference: Tensor
-    present: Tensor
-    image: Tensor
-    query: Tensor
-    target: Tensor
-    copies: int
+    plan: DenoisingPlan
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,8 @@ class Denoising(nn.Module):
         boxes = self._noisy_boxes(targets.boxes_cxcywh[slots.objects], slots.negative)
         image, query, target = slots.pairs
         content = self.labels(labels)
-        return Denoised(content, boxes, slots.present, image, query, target, slots.copies)
+        plan = DenoisingPlan(slots.present, image, query, target, slots.copies)
+        return Denoised(content, boxes, plan)
 
     def nothing(self) -> Tensor:
         """Return a zero that depends on the parameters, for batches without denoising queries.

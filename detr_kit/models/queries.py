@@ -81,6 +81,12 @@ class LearnedAnchors(nn.Module):
         return Queries(for_each(batch, content), for_each(batch, anchors.sigmoid()))
 
 
+def by_group(rows: Tensor, groups: int, *, dim: int) -> Tensor:
+    """Part a dimension of G * Q rows into (G, ..., Q, ...), the first group last: it predicts."""
+    first, *others = rows.chunk(groups, dim)
+    return torch.stack([*others, first])
+
+
 def for_each(batch: int, rows: Tensor) -> Tensor:
     """Repeat (N, D) rows for each image of a batch."""
     # Not a view: a product with one would ask whether a size is 1 that may be a symbol.

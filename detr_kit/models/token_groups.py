@@ -66,8 +66,3 @@ class GroupedLayer(EncoderLayer):
             keys, values = torch.cat([seen_k, own_k], dim=2), torch.cat([seen_v, own_v], dim=2)
             mixed.append(attn.mix(own_q, keys, values, allowed))
         return attn.proj(torch.cat([part.transpose(1, 2) for part in mixed], dim=1).flatten(2))
-
-
-def by_group(features: Tensor, groups: int) -> Tensor:
-    """Part (B, G * Q, D) into (G, B, Q, D), the first group last: it is the one that predicts."""
-    return features.unflatten(1, (groups, -1)).transpose(0, 1).roll(-1, 0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from detr_kit.models.heads import DetectionHeads
-from detr_kit.models.token_groups import by_group
+from detr_kit.models.queries import by_group
 from detr_kit.models.vit import ViT
 from detr_kit.structures import ImageBatch, ModelOutput, Scoring, TracedBatch
 
@@ -39,4 +39,4 @@ class YOLOS(nn.Module):
         features, groups = self.backbone(batch), self.backbone.active_groups
         if groups == 1:
             return self.heads(features.unsqueeze(0))
-        return replace(self.heads(by_group(features, groups)), groups=groups)
+        return replace(self.heads(by_group(features, groups, dim=1)), groups=groups)

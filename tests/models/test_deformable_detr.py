@@ -133,8 +133,8 @@ def test_denoising_queries_of_an_image_do_not_depend_on_its_batch_mates(
     single = ImageBatch(batch.pixels[:1], batch.padding_mask[:1], batch.sizes_hw[:1])
     together = model(batch, targets=targets_of(1, 3)).denoised
     alone = model(single, targets=targets_of(1)).denoised
-    assert (together.copies, alone.copies) == (2, 6)
-    own = together.present[0]
+    assert (together.plan.copies, alone.plan.copies) == (2, 6)
+    own = together.plan.present[0]
     torch.testing.assert_close(
         together.layer_boxes_cxcywh[:, 0, own], alone.layer_boxes_cxcywh[:, 0, :4]
     )
@@ -148,9 +148,9 @@ def test_denoised_queries_name_their_objects(make_batch: Callable[..., ImageBatc
             heads.box_head.last.bias.zero_()
     denoised = model(make_batch((64, 96), (50, 40)), targets=targets).denoised
     assert denoised.layer_logits.shape == (2, 2, 12, CLASSES)
-    found = denoised.layer_boxes_cxcywh[:, denoised.image, denoised.query]
+    found = denoised.layer_boxes_cxcywh[:, denoised.plan.image, denoised.plan.query]
     for layer in found:
-        torch.testing.assert_close(layer, targets.boxes_cxcywh[denoised.target])
+        torch.testing.assert_close(layer, targets.boxes_cxcywh[denoised.plan.target])
 
 
 def test_what_denoises_has_a_gradient_also_without_objects(

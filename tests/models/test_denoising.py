@@ -26,12 +26,12 @@ def denoising(queries: int = 24, *, label_noise: float = 0.5, box_noise: float =
 
 def test_objects_are_repeated_as_often_as_fits() -> None:
     made = denoising(24)(targets_of(3, 0, 1))
-    assert made.copies == 4
+    assert made.plan.copies == 4
     assert made.content.shape == (3, 24, 8)
     assert made.reference.shape == (3, 24, 4)
-    assert made.present.sum(1).tolist() == [24, 0, 8]
+    assert made.plan.present.sum(1).tolist() == [24, 0, 8]
     assert denoising(24)(targets_of(5)).content.shape == (1, 20, 8)
-    assert denoising(24)(targets_of(100)).copies == 1
+    assert denoising(24)(targets_of(100)).plan.copies == 1
 
 
 def test_without_objects_there_is_nothing() -> None:
@@ -46,22 +46,23 @@ def test_without_objects_there_is_nothing() -> None:
 def test_positives_name_their_objects() -> None:
     targets = targets_of(3, 0, 1)
     made = denoising(24, label_noise=0.0, box_noise=0.0)(targets)
-    assert len(made.image) == 4 * made.copies
-    assert sorted(made.target.tolist()) == sorted([0, 1, 2, 3] * 4)
-    own = made.reference[made.image, made.query]
-    torch.testing.assert_close(own, targets.boxes_cxcywh[made.target])
-    assert made.present[made.image, made.query].all()
+    assert len(made.plan.image) == 4 * made.plan.copies
+    assert sorted(made.plan.target.tolist()) == sorted([0, 1, 2, 3] * 4)
+    own = made.reference[made.plan.image, made.plan.query]
+    torch.testing.assert_close(own, targets.boxes_cxcywh[made.plan.target])
+    assert made.plan.present[made.plan.image, made.plan.query].all()
     # Each copy: the positives, then as many negatives.
-    assert set(made.query.tolist()) <= {6 * copy + slot for copy in range(4) for slot in range(3)}
+    positives = {6 * copy + slot for copy in range(4) for slot in range(3)}
+    assert set(made.plan.query.tolist()) <= positives
 
 
 def moves(made: Denoised, targets: TargetBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """How far the corners of positives and negatives moved, in halves of the sides."""
-    objects = targets.boxes_cxcywh[made.target]
+    objects = targets.boxes_cxcywh[made.plan.target]
     half = objects[:, 2:].repeat(1, 2) / 2
     distances = []
     for shift in (0, max(targets.counts)):
-        noisy = cxcywh_to_xyxy(made.reference[made.image, made.query + shift])
+        noisy = cxcywh_to_xyxy(made.reference[made.plan.image, made.plan.query + shift])
         distances.append((noisy - cxcywh_to_xyxy(objects)).abs() / half)
     return distances[0], distances[1]
 
@@ -90,20 +91,20 @@ def test_categories_are_drawn_anew_with_half_the_chance() -> None:
     targets = targets_of(50)
     module = denoising(4000, label_noise=0.5)
     made = module(targets)
-    own = module.labels.weight[targets.labels[made.target]]
-    kept = (made.content[made.image, made.query] == own).all(-1).float().mean()
+    own = module.labels.weight[targets.labels[made.plan.target]]
+    kept = (made.content[made.plan.image, made.plan.query] == own).all(-1).float().mean()
     # A quarter is drawn anew, of which a quarter again is right.
     assert kept.item() == pytest.approx(1 - 0.25 * 0.75, abs=0.03)
     same = denoising(24, label_noise=0.0)
     made = same(targets_of(3, 1))
-    row = same.labels.weight[targets_of(3, 1).labels[made.target]]
-    assert torch.equal(made.content[made.image, made.query], row)
+    row = same.labels.weight[targets_of(3, 1).labels[made.plan.target]]
+    assert torch.equal(made.content[made.plan.image, made.plan.query], row)
 
 
 def test_queries_without_object_have_an_embedding_of_zeros() -> None:
     made = denoising()(targets_of(3, 1))
-    assert not made.content[~made.present].any()
-    assert made.content[made.present].abs().sum(-1).all()
+    assert not made.content[~made.plan.present].any()
+    assert made.content[made.plan.present].abs().sum(-1).all()
 
 
 def test_a_seed_gives_the_same_noise() -> None:

@@ -89,8 +89,8 @@ def test_denoising_is_the_same(folder: Path, table: Table) -> None:
             )
     denoised, meta = output.denoised, theirs.denoising_meta_values
     assert denoised is not None
-    assert denoised.copies == meta["dn_num_group"] == 4
-    count = denoised.present.shape[1]
+    assert denoised.plan.copies == meta["dn_num_group"] == 4
+    count = denoised.plan.present.shape[1]
     assert [count, output.layer_logits.shape[2]] == list(meta["dn_num_split"])
     logits = theirs.intermediate_logits.transpose(0, 1)
     boxes = theirs.intermediate_reference_points.transpose(0, 1)

@@ -9,7 +9,7 @@ import pytest
 
 from detr_kit.config import RunConfig, parse_config
 from detr_kit.data.sample import write_sample
-from detr_kit.models import deformable
+from detr_kit.models import deformable_attention
 from detr_kit.models.sampling import sample_maps
 
 TINY_DETR = {
@@ -65,7 +65,7 @@ TINY = {
 @pytest.fixture
 def sampling_as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let deformable attention go the way of a device: the CPU's own reads memory as it likes."""
-    monkeypatch.setattr(deformable, "sample", sample_maps)
+    monkeypatch.setattr(deformable_attention, "sample", sample_maps)
 
 
 @pytest.fixture(scope="session")
