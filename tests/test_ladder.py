@@ -70,6 +70,15 @@ def test_a_line_that_was_cut_off_is_left_out_and_written_over(load: Any, tmp_pat
     assert records.rows() == [row("a", "1"), row("c", "2")]
 
 
+def test_a_training_is_known_by_its_data_and_weights(load: Any) -> None:
+    here = {"data": Path("/here/bccd"), "weights": Path("/here/lite0.safetensors")}
+    described = trial(load, **here).described()
+    there = {"data": Path("/there/bccd"), "weights": Path("/there/lite0.safetensors")}
+    assert trial(load, **there).described() == described
+    assert trial(load, **here | {"data": Path("/here/other")}).described() != described
+    assert trial(load, **here | {"weights": Path("/here/other")}).described() != described
+
+
 def trial(load: Any, **given: Any) -> Any:
     numbers: dict[str, Any] = {
         "data": Path(),

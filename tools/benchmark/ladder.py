@@ -5,9 +5,9 @@
 
 Every step learns from bccd for the same minutes, in a process of its own, by small_data.py: same
 pictures, same schedule, same evaluation. It keeps the parts of the steps before. `key=value`
-arguments hold for all steps. Steps that the record holds already, with this seed, these minutes
-and these settings, are skipped: a ladder that was cut off goes on with the same command. A step
-that fails is told of, and the next is tried; the exit status is 1 then.
+arguments hold for all steps. Steps that the record holds already, with this config, seed, data,
+weights, these minutes and settings, are skipped: a ladder that was cut off goes on with the same
+command. A step that fails is told of, and the next is tried; the exit status is 1 then.
 """
 
 from __future__ import annotations
@@ -183,7 +183,12 @@ def main() -> int:
         return 0
     records = Records(arguments.record)
     rows, minutes = records.rows(), arguments.minutes
-    common = {"seed": arguments.seed, "budget": minutes, "trial": trial_of(arguments).described()}
+    common = {
+        "config": arguments.config.name,
+        "seed": arguments.seed,
+        "budget": minutes,
+        "trial": trial_of(arguments).described(),
+    }
     steps = chosen(arguments)
     left = {
         name: overrides

@@ -158,6 +158,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.steps:  # plain DETR is what the others are compared with
+        arguments.steps = sorted({1, *arguments.steps})
     trial = trial_of(arguments)
     steps = chosen(arguments)
     if arguments.memory_of:

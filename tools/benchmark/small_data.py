@@ -134,6 +134,7 @@ def train(arguments: argparse.Namespace, records: Records) -> None:
         head: Row = {
             "name": name,
             "side": arguments.side,
+            "config": arguments.config.name if arguments.config else None,
             "seed": trial.seed,
             "budget": trial.minutes,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,9 +1,9 @@
 """What small_data.py and ladder.py record: JSON lines, the table and the plot made of them.
 
-A line is an evaluation of a training: `name`, `side`, `seed`, `budget` (the minutes it was given),
-`started`, `split`, `minutes` and `epoch` trained, the figures, `loss` since the evaluation before,
-`step_seconds` (the median), `memory_mib`, `threads`, and what it was set to learn with. The last
-one of a training is `final`.
+A line is an evaluation of a training: `name`, `side`, `config`, `seed`, `budget` (the minutes it
+was given), `started`, `split`, `minutes` and `epoch` trained, the figures, `loss` since the
+evaluation before, `step_seconds` (the median), `memory_mib`, `threads`, and what it was set to
+learn with. The last one of a training is `final`.
 """
 
 from __future__ import annotations

@@ -65,8 +65,13 @@ class Trial:
     clock: str = "wall"
 
     def described(self) -> dict[str, Any]:
-        """Return what decides a training besides its side, as json gives it back."""
+        """Return what decides a training besides its side, as json gives it back.
+
+        Data and weights by name: a record may be read on another machine.
+        """
         return {
+            "data": self.data.name,
+            "weights": self.weights.name,
             "size_hw": list(self.size_hw),
             "batch": self.batch_size,
             "augmentation": self.augmentation,
