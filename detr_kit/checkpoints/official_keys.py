@@ -80,4 +80,4 @@ def what_else(tensors: Mapping[str, Tensor]) -> str:
             lacking = next(key for key, known in FAMILY_KEYS.items() if known == family)
             return f"not a whole {KEY_MAPS[family].name} checkpoint: {lacking} is missing"
     shown = ", ".join(list(tensors)[:3])
-    return f"no DETR or YOLOS: its keys ({shown} ...) are of another architecture"
+    return f"no official DETR or YOLOS: its keys ({shown} ...) are of another architecture"

@@ -102,7 +102,7 @@ def cross_entropy(layer_logits: Tensor, classes: Tensor, no_object_weight: float
 def focal(logits: Tensor, classes: Tensor, alpha: float, gamma: float) -> Tensor:
     """Return the focal losses: -alpha (1 - p)^gamma log p for the query's class.
 
-    For every other class it is -(1 - alpha) p^gamma log(1 - p).
+    For every other class it is -(1 - alpha) p^gamma log(1 - p). Shapes as in `class_loss`.
     """
     is_class = _is_class(logits, classes)
     # Of the logit towards what is true, t: log p = -softplus(-t) and log(1 - p) = -softplus(t),
@@ -117,7 +117,7 @@ def varifocal(logits: Tensor, classes: Tensor, ious: Tensor, alpha: float, gamma
     """Return the varifocal losses: the query's class is to have the IoU as its probability.
 
     It weighs as much as the IoU; every other class is to have 0 and weighs alpha p^gamma. Weights
-    carry no gradient.
+    carry no gradient. Shapes as in `class_loss`.
     """
     is_class = _is_class(logits, classes)
     goal = is_class * ious.unsqueeze(-1)
@@ -130,7 +130,7 @@ def matchability(
 ) -> Tensor:
     """Return the matchability-aware losses: IoU^gamma is the goal of the query's class.
 
-    Unlike the varifocal loss it weighs 1 however badly the box fits.
+    Unlike the varifocal loss it weighs 1 however badly the box fits. Shapes as in `class_loss`.
     """
     is_class = _is_class(logits, classes)
     goal = is_class * ious.pow(gamma).unsqueeze(-1)

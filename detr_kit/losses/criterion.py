@@ -139,7 +139,8 @@ class SetCriterion(nn.Module):
         """Return the losses of a batch; without `normalizer`, this batch is the whole step.
 
         `aside` crosses to the host with the matching costs, to `assignment.aside`. Raises
-        DetrKitError where the class loss is for another scoring than the output's.
+        DetrKitError where the class loss is for another scoring than the output's, and
+        NonFiniteCostError as the class says.
         """
         if normalizer is None:
             queries = output.layer_logits.shape[2]

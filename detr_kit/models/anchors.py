@@ -100,5 +100,6 @@ class AnchorMLP(nn.Module):
         self.layers = nn.ModuleList([Linear(in_dim, hidden_dim), Linear(hidden_dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_dim) to (..., dim)."""
         first, second = self.layers
         return second(first(x).relu())

@@ -50,7 +50,9 @@ class Denoising(nn.Module):
     Each object is repeated as often as about `num_queries` queries allow, at least once, each time
     by a positive query, which is to find it, and a negative one, which is to find nothing. A
     positive's corners move by up to half a side times `box_noise`, along each axis; a negative's
-    by one to two times as much. A category is drawn anew with a chance of `label_noise` / 2.
+    by one to two times as much. Corners of a negative that pass each other change places, as in the
+    official code of Huang et al. 2025 ("DEIM"); DINO's leaves a box without width or height there.
+    A category is drawn anew with a chance of `label_noise` / 2.
 
     `labels` embeds the categories; its last row, which stays zero, is for queries without object.
     """

@@ -48,7 +48,8 @@ def attention_with_dropout(
 ) -> Tensor:
     """Return `F.scaled_dot_product_attention(q, k, v, allowed, dropout_p=p)`.
 
-    `q` is (B, h, N, d), `k` and `v` (B, h, M, d), `allowed` (B, 1, 1, M) bool or None.
+    `q` is (B, h, N, d), `k` and `v` (B, h, M, d), `allowed` (B, 1, 1 or N, M) bool or
+    None.
     """
     if not _is_drawn_here(q, p):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=p)

@@ -32,6 +32,7 @@ class HeadMLP(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dim) to (..., out_dim)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

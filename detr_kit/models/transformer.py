@@ -30,6 +30,7 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dim) to the same shape."""
         return self.fc2(self.drop(self.act(self.fc1(x))))
 
 
@@ -42,6 +43,7 @@ class ResidualDrop(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, branch: Tensor) -> Tensor:
+        """Map (B, ...) to the same shape; outside training it stays as it is."""
         branch = dropout(branch, self.dropout, training=self.training)
         if self.training and self.drop_path > 0:
             keep = 1.0 - self.drop_path

@@ -175,7 +175,7 @@ STRANGERS: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     ),
     "another": (
         lambda: {f"stem.{i}.weight": torch.zeros(1) for i in range(9)},
-        "no DETR or YOLOS: its keys (stem.0.weight, stem.1.weight, stem.2.weight ...) are of",
+        "no official DETR or YOLOS: its keys (stem.0.weight, stem.1.weight, stem.2.weight ...) are",
     ),
 }
 
