@@ -5,6 +5,7 @@ Only what differs from the defaults is told of the rarer settings.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from torch import nn
 
 from detr_kit.checkpoints.listing import listed
-from detr_kit.config import CheckpointConfig, EvaluationConfig, RunConfig
+from detr_kit.config import AverageConfig, CheckpointConfig, EvaluationConfig, RunConfig
 from detr_kit.data.annotations import CocoAnnotations
 from detr_kit.data.loading import images_a_step
 from detr_kit.data.samplers import epoch_length, repeat_factors
+from detr_kit.training.average import decay_at
 from detr_kit.training.optimizer import parameter_groups, rate_factor
 
 if TYPE_CHECKING:
@@ -219,13 +221,23 @@ def _warm_up(config: RunConfig, images: int, step_images: int) -> str:
             f"schedule.warmup_steps={config.schedule.warmup_steps}, but the run has {steps} steps: "
             f"it never gets to its learning rate"
         )
-    if config.average.decay and steps < 1 / (1 - config.average.decay):
+    if _stays_at_the_start(config.average, steps):
         return (
             f"average.decay={config.average.decay:g} averages over some "
             f"{1 / (1 - config.average.decay):.0f} steps, but the run has {steps}: what is "
             f"evaluated stays close to the initial weights"
         )
     return ""
+
+
+def _stays_at_the_start(average: AverageConfig, steps: int) -> bool:
+    """Whether more than 1/e of the average is still from the first step or before it, at the end.
+
+    With warm-up steps the initial weights themselves drop out at the first step.
+    """
+    if not average.decay or steps >= 1 / (1 - average.decay):
+        return False
+    return math.prod(decay_at(step, average) for step in range(1, steps)) > math.exp(-1)
 
 
 def _count(number: int, noun: str, ending: str = "s") -> str:

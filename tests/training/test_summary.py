@@ -175,6 +175,10 @@ def test_rarer_settings_are_told_where_they_are_used(
         ({"schedule": {"warmup_steps": 12}}, "the run has 12 steps: it never gets to"),
         ({"average": {"decay": 0.99}}, "averages over some 100 steps, but the run has 12"),
         ({"schedule": {"warmup_steps": 11}, "average": {"decay": 0.9}}, None),
+        # an average that reaches back over a tenth of the steps so far, as that of small_data
+        ({"average": {"decay": 0.995, "warmup_steps": 2000}}, None),
+        # one that has its full decay from the second step on
+        ({"average": {"decay": 0.995, "warmup_steps": 1}}, "averages over some 200 steps, but"),
     ],
 )
 def test_warm_ups_that_are_longer_than_the_run(
