@@ -109,6 +109,7 @@ def _open_named(
         if path.name in WEIGHT_FILES and (beside / CONFIG_FILE).is_file():
             return open_huggingface(beside, source=str(beside), architecture=architecture)
         return None
+    _refuse_unevaluated(source, path)
     if isinstance(source, str) and not path.exists() and is_hub_name(source):
         cached = fetch_model(source)
         # The folder's name is the commit: it tells which state of the model this was.
@@ -118,6 +119,18 @@ def _open_named(
     if isinstance(source, str) and not path.exists() and looks_like_hub_name(source):
         found += f", and the hub is not asked, as there is a folder {path.parts[0]} here"
     raise DetrKitError(f"{source}: {found}; {_ACCEPTED}")
+
+
+def _refuse_unevaluated(source: str | Path, path: Path) -> None:
+    """Raise DetrKitError for a run, or the `best/` of one, that was not evaluated yet."""
+    for run in (path, path.parent) if path.name == "best" else (path,):
+        last = run / "last"
+        if not (run / "best").exists() and all(
+            (last / name).is_file() for name in (SPEC_FILE, MODEL_FILE)
+        ):
+            raise DetrKitError(
+                f"{source}: the run has made no evaluation yet, and so has no best/; use {last}"
+            )
 
 
 def _open_weights(

@@ -238,6 +238,29 @@ def test_folders_that_are_none_of_these(tmp_path: Path, save_own: Make) -> None:
         open_checkpoint(own)
 
 
+def test_a_run_that_was_not_evaluated_yet_names_its_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_own: Make
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run in ("first", "best"):  # a run may have any name
+        save_own("yolos", f"{run}/last")
+        for source in (run, f"{run}/best", Path(run), Path(run, "best")):
+            with pytest.raises(DetrKitError) as raised:
+                open_checkpoint(source)
+            assert str(raised.value) == (
+                f"{source}: the run has made no evaluation yet, and so has no best/; use {run}/last"
+            )
+        open_checkpoint(f"{run}/last").build()
+    # Nothing is said of a state that is not whole, or of a best/ that is there and damaged.
+    Path("first/best").mkdir()
+    with pytest.raises(DetrKitError, match="is none; expected"):
+        open_checkpoint("first")
+    Path("first/best").rmdir()
+    Path("first/last/model.safetensors").unlink()
+    with pytest.raises(DetrKitError, match="is none; expected"):
+        open_checkpoint("first")
+
+
 def test_a_folder_with_impossible_numbers_is_one_line(save_own: Make) -> None:
     own = save_own("yolos")
     spec = json.loads((own / "detector.json").read_text())
