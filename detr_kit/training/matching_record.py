@@ -2,6 +2,9 @@
 
 DETR trains slowly for as long as the same object is given to another query each time; where many
 queries are never given an object, there are more of them than the data needs.
+
+Queries that are selected from the picture are numbered by the rank of their score: which number
+finds an object says how its score compares with others', not which query it is.
 """
 
 from __future__ import annotations
@@ -24,14 +27,17 @@ class MatchingRecord:
     An object is known by its row in the annotations, whatever augmentation did to its picture;
     objects of unknown row count for the queries only. Of an object that comes several times in an
     epoch, the last time counts. All of it is work on the host.
+
+    `ranked`: a query's number is a rank in its picture, so that changes of it are not told.
     """
 
-    def __init__(self, num_objects: int, num_queries: int) -> None:
+    def __init__(self, num_objects: int, num_queries: int, *, ranked: bool = False) -> None:
         # Large data sets: two bytes an object, for two epochs.
         dtype = np.int16 if num_queries <= np.iinfo(np.int16).max else np.int32
         self._last = np.full(num_objects, -1, dtype=dtype)
         self._current = self._last.copy()
         self._matched = np.zeros(num_queries, dtype=np.bool_)
+        self._ranked = ranked
 
     def add(self, pairs: np.ndarray, targets: TargetBatch) -> None:
         """Take in the last layer of `Assignment.pairs`, (3, L, M)."""
@@ -46,7 +52,8 @@ class MatchingRecord:
         """Return what came of the epoch, and begin the next.
 
         - `query_changed`: of the objects matched in this epoch and the last, the share whose query
-          is another one; None where there are none, as in the first epoch.
+          is another one; None where there are none, as in the first epoch, and where queries are
+          `ranked`.
         - `queries_never_matched`: how many queries found no object in the epoch.
 
         `gather` takes this process's part and returns those of all processes, in one order in all
@@ -58,7 +65,7 @@ class MatchingRecord:
             self._matched |= matched
         both = (self._current >= 0) & (self._last >= 0)
         changed = (self._current != self._last) & both
-        num_both = int(both.sum())
+        num_both = 0 if self._ranked else int(both.sum())
         result = {
             "query_changed": int(changed.sum()) / num_both if num_both else None,
             "queries_never_matched": int((~self._matched).sum()),

@@ -10,7 +10,8 @@ One line of `metrics.jsonl` an epoch, a json object; null stands for what has no
   update, as something was not finite; `objects_cut`: objects beyond the number of queries;
 - `train`: the mean of each logged loss, see `LossValues`, of `loss`, their weighted sum, and of
   `grad_norm`, the norm of the gradient before clipping;
-- `matching`: `query_changed` and `queries_never_matched`, see `MatchingRecord.finish_epoch`;
+- `matching`: `query_changed`, null where queries are selected from the picture, and
+  `queries_never_matched`, see `MatchingRecord.finish_epoch`;
 - where the epoch was evaluated, `val`, the keys of `CocoMetrics.to_dict()`, and `eval_seconds`.
 
 Runs of older versions lack some of them.

@@ -160,7 +160,11 @@ class Session:
         self.bare_model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         average = WeightAverage(self.bare_model, config.average) if config.average.decay else None
         num_queries = start.architecture["num_queries"]
-        self.matching = MatchingRecord(self.train_set.num_objects, num_queries)
+        self.matching = MatchingRecord(
+            self.train_set.num_objects,
+            num_queries,
+            ranked=start.architecture.get("query_selection", "none") != "none",
+        )
         self.step = TrainingStep(
             self.model,
             _criterion(config, len(self.spec.categories), _scoring(start)),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from detr_kit.config import RunConfig
 from detr_kit.structures import TargetBatch
 from detr_kit.training.matching_record import MatchingRecord
+from detr_kit.training.session import Session
 
 
 def targets_of(rows: Sequence[int] | None) -> TargetBatch:
@@ -115,6 +118,32 @@ def test_the_state_of_other_data_is_left_alone(other: MatchingRecord) -> None:
     add(record, {0: 1})
     record.restore(other.state())
     assert record.finish_epoch()["queries_never_matched"] == 5
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "changed"),
+    [
+        ("detr", {}, 0.5),
+        ("deformable", {"query_selection": "full"}, None),
+        ("groups", {"query_selection": "mixed"}, None),
+        ("groups", {"query_selection": "none"}, 0.5),
+    ],
+)
+def test_ranks_of_selected_queries_are_not_compared(
+    tiny_config: Callable[..., RunConfig],
+    sample: Path,
+    tmp_path: Path,
+    family: str,
+    changes: dict[str, str],
+    changed: float | None,
+) -> None:
+    config = tiny_config(sample, tmp_path / "run", family=family)
+    model = config.model.model_copy(update=changes)
+    record = Session(config.model_copy(update={"model": model})).matching
+    for queries in ({0: 1, 1: 2}, {0: 1, 1: 3}):
+        add(record, queries)
+        result = record.finish_epoch()
+    assert result == {"query_changed": changed, "queries_never_matched": 4}
 
 
 def test_many_queries_are_told_apart() -> None:

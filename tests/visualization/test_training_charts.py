@@ -49,6 +49,9 @@ def test_gradients_and_matching_are_shown_where_they_are_recorded() -> None:
     assert gradients.note == "At the end: before clipping 4."
     assert lines(matching) == ["objects found by another query than an epoch before"]
     assert len(training_figures([row(1, grad_norm=2.0)])) == 5
+    for each in history:  # queries that are selected from the picture cannot be compared
+        each["matching"] = {"query_changed": None, "queries_never_matched": 3}
+    assert len(training_figures(history)) == 5
 
 
 def test_low_ap_fills_its_chart() -> None:
