@@ -9,6 +9,8 @@ from detr_kit.errors import DetrKitError
 
 SizeHW = tuple[int, int]
 
+USUAL_SIZE_HW: SizeHW = (480, 640)  # COCO's most frequent one
+
 
 @dataclass(frozen=True)
 class SizeRule:

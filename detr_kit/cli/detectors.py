@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.table import Table
 
-from detr_kit.cli.options import Checkpoint
+from detr_kit.cli.options import Checkpoint, Overrides
 
 
 def register(app: typer.Typer) -> None:
@@ -19,17 +19,23 @@ def register(app: typer.Typer) -> None:
 
 def info_command(
     source: Annotated[str, typer.Argument(metavar="CONFIG|CHECKPOINT")],
-    size: Annotated[tuple[int, int], typer.Option(help="Height and width for GFLOPs.")] = (
-        800,
-        1066,
-    ),
+    overrides: Overrides = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            help="Height and width for GFLOPs, by default what 480 x 640 pixels are resized to."
+        ),
+    ] = None,
 ) -> None:
-    """Show parameters, GFLOPs, categories and where the weights come from."""
+    """Show parameters, GFLOPs, categories, where the weights come from, and the model's numbers."""
     from detr_kit.inference.info import describe
 
-    console = Console()
-    for name, value in describe(source, size_hw=size).items():
-        console.print(f"[bold]{name:12}[/bold] {escape(value)}", highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in describe(source, overrides or [], size_hw=size).items():
+        table.add_row(name, value)
+    Console().print(table, highlight=False, markup=False)
 
 
 def convert_command(

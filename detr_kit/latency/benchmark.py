@@ -21,12 +21,10 @@ from detr_kit.latency.machine import describe_machine, num_cores
 from detr_kit.latency.measuring import Latency, measure_latency
 from detr_kit.latency.memory import settled_bytes
 from detr_kit.latency.progress import BenchmarkProgress
-from detr_kit.sizes import SizeHW
+from detr_kit.sizes import USUAL_SIZE_HW, SizeHW
 
 if TYPE_CHECKING:
     from detr_kit.inference.detector import Precision
-
-DEFAULT_SIZE_HW = (480, 640)  # COCO's most frequent one
 
 
 @dataclass
@@ -43,7 +41,7 @@ class BenchmarkReport:
 
 def benchmark(
     source: str | Path,
-    sizes_hw: Sequence[SizeHW] = (DEFAULT_SIZE_HW,),
+    sizes_hw: Sequence[SizeHW] = (USUAL_SIZE_HW,),
     batch_sizes: Sequence[int] = (1,),
     backends: Sequence[Backend] = (),
     *,

@@ -58,9 +58,17 @@ def test_predict_without_an_output_prints_what_it_found(workplace: Path, run) ->
 
 def test_info_of_config_and_checkpoint(workplace: Path, run) -> None:  # type: ignore[no-untyped-def]
     for source in ("run.yaml", "detector"):
-        code, out, _ = run("info", source, "--size", "32", "32")
+        code, out, _ = run("info", source)
         assert code == 0
         assert "parameters" in out
+        assert "at 32 x 32, which a picture of 480 x 640 is resized to; a" in unwrapped(out)
+        assert "pictures size rule square, 32, " in unwrapped(out)
+        numbers = [line.split() for line in out.split("numbers")[1].splitlines()]
+        assert ["num_queries", "4"] in numbers  # one a line
+        assert ["scoring", "softmax"] in numbers
+        code, out, _ = run("info", source, "--size", "64", "48")
+        assert code == 0
+        assert "at 64 x 48; a multiplication and its addition count as one" in unwrapped(out)
     # By hand for the YOLOS of run.yaml: 16 values at 32 x 32, 4 patches, 4 + 1 other tokens. Its
     # only block is the last one: all tokens give keys and values, the 4 of detections the rest.
     tokens, dim = 4 + 5, 16
@@ -69,6 +77,18 @@ def test_info_of_config_and_checkpoint(workplace: Path, run) -> None:  # type: i
     heads = 4 * (4 * dim * dim + dim * 5 + dim * 4)
     model = build_model(resolve(load_config("run.yaml").model), 4)
     assert count_gflops(model, (32, 32)) * 1e9 == patches + block + heads
+
+
+def test_info_of_a_changed_config(workplace: Path, run) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = run(
+        "info", "run.yaml", "model.num_queries=7", "image_size.rule=fit", "image_size.short_side=64"
+    )
+    assert code == 0
+    assert "num_queries 7" in unwrapped(out)
+    assert "at 48 x 64, which a picture of 480 x 640 is resized to" in unwrapped(out)
+    assert "weights random initialisation" in unwrapped(out)
+    code, out, _ = run("info", "run.yaml", "model.init_from=detector")
+    assert "weights those of detector" in unwrapped(out)
 
 
 def test_products_of_every_size_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

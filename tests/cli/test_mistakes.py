@@ -85,6 +85,21 @@ MISTAKES = {
         ("detector", "shapes"),
     ),
     "an exported file": (_exported, ("info", "x.onnx"), ("x.onnx: an exported file; give the",)),
+    "a checkpoint with a config's value": (
+        _nothing,
+        ("info", "detector", "model.num_queries=7"),
+        ("detector: only a config (.yaml) takes key=value, and this is none: 'model.num_q",),
+    ),
+    "a loss that does not fit, asked about": (
+        _nothing,
+        ("info", "run.yaml", "loss.classification=focal"),
+        ("loss.classification 'focal' needs model.scoring 'sigmoid'",),
+    ),
+    "an unknown key, asked about": (
+        _nothing,
+        ("info", "run.yaml", "model.num_querys=7"),
+        ("run.yaml: unknown key 'model.num_querys'", "did you mean 'model.num_queries'"),
+    ),
     "no picture to predict": (_nothing, ("predict", "detector", "gone.jpg"), ("gone.jpg",)),
     "conversion of nothing": (_nothing, ("convert", "gone", "new"), ("gone", "does not exist")),
     "conversion onto a folder": (
