@@ -36,6 +36,7 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
         "memory_check.py",
         "nan_check.py",
         "onnx_check.py",
+        "overfit.py",
         "same_runs.py",
         "video_check.py",
     ],
