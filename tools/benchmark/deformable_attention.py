@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from transformers.models.deformable_detr import modeling_deformable_detr as peer
 
-from detr_kit.models import deformable
+from detr_kit.models import deformable_attention
 from detr_kit.models.deformable_attention import DeformableAttention
 from detr_kit.models.pyramid import Pyramid, flatten_levels
 from detr_kit.models.sampling import sample, sample_maps
@@ -191,7 +191,7 @@ def main() -> None:
                 )
                 with (
                     mock.patch.multiple(__name__, sample=sampler),
-                    mock.patch.object(deformable, "sample", sampler),
+                    mock.patch.object(deformable_attention, "sample", sampler),
                 ):
                     seconds = measure(sides, arguments.repeats)
                 for passes, name in enumerate(("forward", "both passes")):
