@@ -32,6 +32,7 @@ _POSITION_KEYS = {
     "backbone.pos_embed": "position_size_hw",
     "backbone.mid_pos_embed": "mid_position_size_hw",
 }
+_SELECTING_HEAD = "queries.heads.class_head."
 # Settings that change what the same weights compute, or how many of them there are, each with what
 # it is in checkpoints that do not name it.
 _SILENT_SETTINGS = {
@@ -82,7 +83,8 @@ def load_for_finetuning(
     for name in sorted(own.keys() & source.keys()):
         tensor, given = own[name], source[name]
         if name in class_keys and tensor.shape[1:] == given.shape[1:]:
-            merged[name] = _match_classes(tensor, given, columns, sizes)
+            moves = _columns_of(name, columns, architecture, theirs)
+            merged[name] = _match_classes(tensor, given, moves, sizes)
         elif name in _QUERY_KEYS and _tables_agree(tensor, given):
             merged[name] = _first_rows(tensor, given)
         elif name in _POSITION_KEYS and _tables_agree(tensor, given):
@@ -130,6 +132,23 @@ def _kept_columns(own: CategoryTable, source: CategoryTable) -> dict[int, int]:
         for column, name in enumerate(own.names)
         if name.strip().casefold() in column_of
     }
+
+
+def _columns_of(
+    name: str, columns: dict[int, int], own: Mapping[str, Any], source: Mapping[str, Any]
+) -> dict[int, int]:
+    """Return where the rows of one class table come from.
+
+    A two-stage Deformable DETR chooses its queries by the first column, which stands for all
+    categories there whatever its name is; the others of that head are never read.
+    """
+    if name.startswith(_SELECTING_HEAD) and _proposes(own) and _proposes(source):
+        return {**columns, 0: 0}
+    return columns
+
+
+def _proposes(architecture: Mapping[str, Any]) -> bool:
+    return architecture.get("query_positions") == "proposal"
 
 
 def _match_classes(

@@ -110,6 +110,25 @@ def test_a_checkpoint_from_before_there_was_a_choice_scores_by_softmax() -> None
     assert torch.equal(model.state_dict()[name][-1], source.state_dict()[name][-1])
 
 
+TWO_STAGE = {"name": "deformable_detr_r50_two_stage", "denoising_queries": 0}
+
+
+@pytest.mark.parametrize("queries", [5, 8])
+def test_the_column_that_stands_for_all_categories_keeps_its_place(queries: int) -> None:
+    """Whatever the categories are called: `owl` is our first column and the source's third."""
+    own = TWO_STAGE | {"num_queries": queries}
+    source, fresh, model = build(OLD, 1, **TWO_STAGE), build(NEW, 2, **own), build(NEW, 2, **own)
+    finetuned(model, source, own, TWO_STAGE)
+    ours, theirs, random = (part.state_dict() for part in (model, source, fresh))
+    for part in ("weight", "bias"):
+        name = f"queries.heads.class_head.layers.0.{part}"
+        assert torch.equal(ours[name][0], theirs[name][0])
+        assert torch.equal(ours[name][1], random[name][1])
+        for head in HEADS[:2]:  # those of the decoder's layers go by name
+            name = f"{head}.class_head.layers.0.{part}"
+            assert torch.equal(ours[name][0], theirs[name][2])
+
+
 def test_class_tables_are_found_by_the_last_layer_of_each_head() -> None:
     keys = [f"heads.class_head.layers.{i}.{part}" for i in range(3) for part in ("weight", "bias")]
     assert class_tables(keys) == tuple(keys[4:])
