@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,16 +16,18 @@ from detr_kit.errors import DetrKitError
 from detr_kit.models.resampling import resample_grid
 from detr_kit.sizes import SizeHW
 
-# Rows (..., Q, D) of which each belongs to a query.
-_QUERY_KEYS = (
-    "queries.weight",
-    "queries.content.weight",
-    "queries.positions.weight",
-    "queries.anchors.weight",
-    "backbone.det_token",
-    "backbone.extra_det_token",
-    "backbone.extra_pos_embed",
-    "backbone.extra_mid_pos_embed",
+# Tables (..., G * Q, D) of which each row belongs to a query, group after group.
+_QUERY_KEYS = frozenset(
+    {
+        "queries.weight",
+        "queries.content.weight",
+        "queries.positions.weight",
+        "queries.anchors.weight",
+        "backbone.det_token",
+        "backbone.extra_det_token",
+        "backbone.extra_pos_embed",
+        "backbone.extra_mid_pos_embed",
+    }
 )
 # Tables (..., 1 + P + Q, D) of class token, patches and queries, by the setting of their size.
 _POSITION_KEYS = {
@@ -68,9 +70,9 @@ def load_for_finetuning(
 
     Class columns are matched by name, whatever their order and letter case, in every head; the
     columns of new categories keep their initialisation. With another number of queries the first
-    ones are kept; position tables of another grid are resampled. Layers that only one side has are
-    left as initialised, or dropped, and said. Raises DetrKitError for another family or backbone,
-    and where another tensor's shape differs; the model is then untouched.
+    ones of each group are kept; position tables of another grid are resampled. Layers that only one
+    side has are left as initialised, or dropped, and said. Raises DetrKitError for another family
+    or backbone, and where another tensor's shape differs; the model is then untouched.
     """
     theirs = opened.spec.architecture
     require_same_kind(architecture, opened)
@@ -78,6 +80,8 @@ def load_for_finetuning(
     columns = _kept_columns(categories, opened.spec.categories)
     class_keys = {*class_tables(own)}
     sizes = (len(categories), len(opened.spec.categories))
+    query_keys = _query_keys(architecture, theirs)
+    queries = (architecture["num_queries"], theirs["num_queries"])
     merged: dict[str, Tensor] = {}
     wrong: list[str] = []
     for name in sorted(own.keys() & source.keys()):
@@ -85,8 +89,8 @@ def load_for_finetuning(
         if name in class_keys and tensor.shape[1:] == given.shape[1:]:
             moves = _columns_of(name, columns, architecture, theirs)
             merged[name] = _match_classes(tensor, given, moves, sizes)
-        elif name in _QUERY_KEYS and _tables_agree(tensor, given):
-            merged[name] = _first_rows(tensor, given)
+        elif name in query_keys and _tables_agree(tensor, given):
+            merged[name] = _first_queries(tensor, given, queries)
         elif name in _POSITION_KEYS and _tables_agree(tensor, given):
             layouts = (_layout(name, numbers) for numbers in (architecture, theirs))
             merged[name] = _fit_positions(tensor, given, *layouts)
@@ -105,7 +109,7 @@ def load_for_finetuning(
         missing=tuple(sorted(own.keys() - source.keys())),
         dropped=tuple(sorted(source.keys() - own.keys())),
         partial=tuple(name for name in merged if merged[name] is not source[name]),
-        notes=_notes(architecture, opened, categories, columns),
+        notes=_notes(architecture, opened, categories, columns, query_keys & merged.keys()),
     )
 
 
@@ -169,12 +173,28 @@ def _match_classes(
     return merged
 
 
-def _first_rows(own: Tensor, given: Tensor) -> Tensor:
-    if own.shape == given.shape:
+def _query_keys(own: Mapping[str, Any], source: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the tables of queries.
+
+    A two-stage Deformable DETR has none, but a layer of one of these names.
+    """
+    return frozenset() if _proposes(own) or _proposes(source) else _QUERY_KEYS
+
+
+def _first_queries(own: Tensor, given: Tensor, queries: tuple[int, int]) -> Tensor:
+    """Return a table (..., G * Q, D) with the first queries of the first groups from `given`.
+
+    `queries` are the numbers of a group's queries on both sides.
+    """
+    if own.shape == given.shape and queries[0] == queries[1]:
         return given
-    kept = min(own.shape[-2], given.shape[-2])
     merged = own.clone()
-    merged[..., :kept, :] = given[..., :kept, :]
+    ours, theirs = (
+        table.unflatten(-2, (-1, count))
+        for table, count in zip((merged, given), queries, strict=True)
+    )
+    groups, kept = (min(ours.shape[dim], theirs.shape[dim]) for dim in (-3, -2))
+    ours[..., :groups, :kept, :] = theirs[..., :groups, :kept, :]
     return merged
 
 
@@ -198,7 +218,8 @@ def _fit_positions(
     (grid, queries), (given_grid, given_queries) = layout, given_layout
     table = given.flatten(0, -3)  # (L, 1 + P + Q, D)
     patches = resample_grid(table[:, 1:-given_queries], given_grid, grid).flatten(1, 2)
-    of_queries = _first_rows(own.flatten(0, -3)[:, -queries:], table[:, -given_queries:])
+    counts = (queries, given_queries)
+    of_queries = _first_queries(own.flatten(0, -3)[:, -queries:], table[:, -given_queries:], counts)
     return torch.cat([table[:, :1], patches, of_queries], dim=1).view(own.shape)
 
 
@@ -207,8 +228,12 @@ def _notes(
     opened: OpenedCheckpoint,
     categories: CategoryTable,
     columns: Mapping[int, int],
+    query_tables: Collection[str],
 ) -> tuple[str, ...]:
-    """Say what became of classes, queries and positions, and which settings differ."""
+    """Say what became of classes, queries and positions, and which settings differ.
+
+    `query_tables` names the tables of queries that both sides have.
+    """
     theirs = opened.spec.architecture
     kept = [categories.names[column] for column in columns]
     new = [name for column, name in enumerate(categories.names) if column not in columns]
@@ -217,12 +242,11 @@ def _notes(
         + (f" ({listed(kept)})" if kept else "")
         + (f", new: {listed(new)}" if new else "")
     ]
-    queries, given = architecture["num_queries"], theirs["num_queries"]
-    if queries != given:
-        notes.append(
-            f"queries: the first {min(queries, given)} of {given} kept"
-            + (f", {queries - given} new" if queries > given else "")
-        )
+    if query_tables:
+        groups, given_groups = (side.get("groups", 1) for side in (architecture, theirs))
+        where = " in each group" if min(groups, given_groups) > 1 else ""
+        notes += _kept("queries", architecture["num_queries"], theirs["num_queries"], where)
+        notes += _kept("groups", groups, given_groups)
     for name, setting in _POSITION_KEYS.items():
         if architecture.get(setting) and theirs.get(setting):
             grid, given_grid = _layout(name, architecture)[0], _layout(name, theirs)[0]
@@ -239,3 +263,10 @@ def _notes(
                 "made for that"
             )
     return (*notes, *opened.notes)
+
+
+def _kept(what: str, own: int, given: int, where: str = "") -> list[str]:
+    if own == given:
+        return []
+    new = f", {own - given} new" if own > given else ""
+    return [f"{what}: the first {min(own, given)} of {given} kept{where}{new}"]

@@ -135,6 +135,36 @@ def test_positions_of_another_grid_are_resampled(
     assert torch.equal(ours[:, -queries:][:, kept:], random[:, -queries:][:, kept:])
 
 
+@pytest.mark.parametrize(("groups", "queries"), [(3, 8), (2, 5), (5, 3), (1, 7)])
+def test_further_groups_of_a_yolos_keep_their_own_queries(
+    tmp_path: Path, groups: int, queries: int
+) -> None:
+    """The tables of the further groups hold two of five tokens each."""
+    mid = {"mid_position_size_hw": (64, 64), "depth": 3}
+    theirs = build("yolos", OLD, seed=1, groups=3, **mid)
+    numbers = resolve(ModelConfig(**{**SMALL["yolos"], "groups": 3, **mid}))
+    preprocessing = Preprocessing(SizeRule("square", 64, 64), IMAGENET_MEAN, IMAGENET_STD)
+    save_detector(tmp_path / "old", theirs, DetectorSpec(numbers, OLD, preprocessing))
+    own = {**mid, "groups": groups, "num_queries": queries}
+    fresh, model = (build("yolos", NEW, seed=2, **own) for _ in range(2))
+    report = finetuned(model, "yolos", tmp_path, **own)
+    extra = [f"extra_{name}" for name in ("det_token", "pos_embed", "mid_pos_embed")]
+    if groups == 1:
+        assert report.dropped == tuple(sorted(f"backbone.{name}" for name in extra))
+        return
+    for name in extra:
+        ours, random = (
+            part.backbone.get_parameter(name).unflatten(-2, (groups - 1, queries))
+            for part in (model, fresh)
+        )
+        given = theirs.backbone.get_parameter(name).unflatten(-2, (2, 5))
+        kept = (..., slice(min(groups - 1, 2)), slice(min(queries, 5)), slice(None))
+        assert torch.equal(ours[kept], given[kept])
+        new = torch.ones_like(ours, dtype=torch.bool)
+        new[kept] = False
+        assert torch.equal(ours[new], random[new])
+
+
 @pytest.mark.parametrize("family", ["detr"])
 def test_settings_that_change_what_weights_mean_are_warned_of(
     family: str, source: nn.Module, tmp_path: Path

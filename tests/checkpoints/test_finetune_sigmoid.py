@@ -118,7 +118,7 @@ def test_the_column_that_stands_for_all_categories_keeps_its_place(queries: int)
     """Whatever the categories are called: `owl` is our first column and the source's third."""
     own = TWO_STAGE | {"num_queries": queries}
     source, fresh, model = build(OLD, 1, **TWO_STAGE), build(NEW, 2, **own), build(NEW, 2, **own)
-    finetuned(model, source, own, TWO_STAGE)
+    report = finetuned(model, source, own, TWO_STAGE)
     ours, theirs, random = (part.state_dict() for part in (model, source, fresh))
     for part in ("weight", "bias"):
         name = f"queries.heads.class_head.layers.0.{part}"
@@ -127,6 +127,57 @@ def test_the_column_that_stands_for_all_categories_keeps_its_place(queries: int)
         for head in HEADS[:2]:  # those of the decoder's layers go by name
             name = f"{head}.class_head.layers.0.{part}"
             assert torch.equal(ours[name][0], theirs[name][2])
+    # Of another model it would be a table of queries; here it is a layer.
+    assert "queries.positions.weight" in report.loaded
+    assert not any(note.startswith("queries:") for note in report.notes)
+
+
+LEARNED = {"query_selection": "none", "denoising_queries": 0}
+TABLES = [
+    ({}, ["content"]),
+    (LEARNED | {"query_positions": "sine"}, ["content", "anchors"]),
+    (LEARNED | {"query_positions": "learned"}, ["content", "positions"]),
+]
+THEIRS = (3, 5)  # groups, and queries of each
+# What is told of the others.
+GROUP_NOTES = {
+    (3, 8): ("queries: the first 5 of 5 kept in each group, 3 new",),
+    (3, 4): ("queries: the first 4 of 5 kept in each group",),
+    (2, 5): ("groups: the first 2 of 3 kept",),
+    (4, 6): (
+        "queries: the first 5 of 5 kept in each group, 1 new",
+        "groups: the first 3 of 3 kept, 1 new",
+    ),
+    (5, 3): (
+        "queries: the first 3 of 5 kept in each group",
+        "groups: the first 3 of 3 kept, 2 new",
+    ),
+    (1, 7): ("queries: the first 5 of 5 kept, 2 new", "groups: the first 1 of 3 kept"),
+}
+
+
+@pytest.mark.parametrize("ours", GROUP_NOTES)
+@pytest.mark.parametrize(("kind", "names"), TABLES)
+def test_every_group_keeps_its_own_queries(
+    kind: dict[str, Any], names: list[str], ours: tuple[int, int]
+) -> None:
+    own, old = (
+        kind | {"groups": groups, "num_queries": queries} for groups, queries in (ours, THEIRS)
+    )
+    source, fresh, model = build(OLD, 1, **old), build(NEW, 2, **own), build(NEW, 2, **own)
+    report = finetuned(model, source, own, old)
+    for name in names:
+        table, random, given = (
+            part.state_dict()[f"queries.{name}.weight"].unflatten(0, sizes)
+            for part, sizes in ((model, ours), (fresh, ours), (source, THEIRS))
+        )
+        groups, queries = (min(pair) for pair in zip(ours, THEIRS, strict=True))
+        assert torch.equal(table[:groups, :queries], given[:groups, :queries])
+        assert torch.equal(table[groups:], random[groups:])
+        assert torch.equal(table[:, queries:], random[:, queries:])
+        assert f"queries.{name}.weight" in report.partial
+    told = [note for note in report.notes if note.startswith(("queries:", "groups:"))]
+    assert told == [*GROUP_NOTES[ours]]
 
 
 def test_class_tables_are_found_by_the_last_layer_of_each_head() -> None:
