@@ -10,25 +10,19 @@ from torch import Tensor, nn
 
 from detr_kit.categories import CategoryTable
 from detr_kit.checkpoints.listing import listed
-from detr_kit.checkpoints.opened import OpenedCheckpoint, class_tables
+from detr_kit.checkpoints.opened import (
+    ALL_GROUPS,
+    FURTHER_GROUPS,
+    OpenedCheckpoint,
+    class_tables,
+)
 from detr_kit.checkpoints.report import LoadReport
 from detr_kit.errors import DetrKitError
 from detr_kit.models.resampling import resample_grid
 from detr_kit.sizes import SizeHW
 
 # Tables (..., G * Q, D) of which each row belongs to a query, group after group.
-_QUERY_KEYS = frozenset(
-    {
-        "queries.weight",
-        "queries.content.weight",
-        "queries.positions.weight",
-        "queries.anchors.weight",
-        "backbone.det_token",
-        "backbone.extra_det_token",
-        "backbone.extra_pos_embed",
-        "backbone.extra_mid_pos_embed",
-    }
-)
+_QUERY_KEYS = frozenset({"queries.weight", "backbone.det_token", *ALL_GROUPS, *FURTHER_GROUPS})
 # Tables (..., 1 + P + Q, D) of class token, patches and queries, by the setting of their size.
 _POSITION_KEYS = {
     "backbone.pos_embed": "position_size_hw",

@@ -110,7 +110,6 @@ def deformable_config(numbers: Numbers) -> tuple[Numbers, KeyMap]:
             "shared_heads": (False,),
             "temperature": (10000.0,),
             "denoising_queries": (0,),
-            "groups": (1,),
             "scoring": ("sigmoid",),
         },
         "transformers' Deformable DETR",

@@ -132,7 +132,7 @@ def huggingface_files(
     notes = processor_notes(spec.preprocessing)
     if spec.categories.ids != tuple(range(len(spec.categories))):
         notes += ("category ids become the numbers of their columns, from 0; names are kept",)
-    weights = key_map.to_theirs(without_groups(tensors))
+    weights = key_map.to_theirs(without_groups(tensors, spec.architecture))
     if config["model_type"] == "rt_detr_v2":
         weights |= constant_tensors(config)
     return config, processor, weights, notes

@@ -101,7 +101,7 @@ def official_content(
     if numbers.get("norm_eps", NORM_EPS) != NORM_EPS:
         notes.append(f"norm_eps {numbers['norm_eps']} becomes {NORM_EPS} in the official code")
     content = {
-        "model": KEY_MAPS[numbers["family"]].to_theirs(without_groups(tensors)),
+        "model": KEY_MAPS[numbers["family"]].to_theirs(without_groups(tensors, numbers)),
         "args": argparse.Namespace(**settings),
     }
     return content, tuple(notes)

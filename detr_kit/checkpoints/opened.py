@@ -107,17 +107,22 @@ def shape_of(
     return shape
 
 
-# Of a YOLOS's groups beside the one that predicts; only training reads them.
-_OF_GROUPS = (
+# Tables (..., (G - 1) * Q, D) of a YOLOS's groups beside the one that predicts.
+FURTHER_GROUPS = (
     "backbone.extra_det_token",
     "backbone.extra_pos_embed",
     "backbone.extra_mid_pos_embed",
 )
+# Tables (G * Q, D) of the deformable family, the group that predicts first.
+ALL_GROUPS = ("queries.content.weight", "queries.positions.weight", "queries.anchors.weight")
 
 
-def without_groups(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out what other libraries have no place for and prediction does not need."""
-    return {name: tensor for name, tensor in tensors.items() if name not in _OF_GROUPS}
+def without_groups(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Leave out the groups that training alone reads; other libraries have no place for them."""
+    kept = {name: tensor for name, tensor in tensors.items() if name not in FURTHER_GROUPS}
+    if numbers.get("groups", 1) > 1:
+        kept |= {name: kept[name][: numbers["num_queries"]] for name in ALL_GROUPS if name in kept}
+    return kept
 
 
 def require_supported(
