@@ -32,6 +32,7 @@ _SELECTING_HEAD = "queries.heads.class_head."
 # Settings that change what the same weights compute, or how many of them there are, each with what
 # it is in checkpoints that do not name it.
 _SILENT_SETTINGS = {
+    "centered_positions": True,
     "cross_attention": None,
     "decoder_layers": None,
     "decoder_norm": None,

@@ -94,7 +94,7 @@ def deformable_config(numbers: Numbers) -> tuple[Numbers, KeyMap]:
     """
     two_stage = numbers["query_selection"] == "full"
     require_supported(
-        numbers,
+        {"centered_positions": True, **numbers},  # older ones do not name it
         {
             "backbone": RESNETS.values(),
             "backbone_stages": (None, 4),
@@ -109,6 +109,7 @@ def deformable_config(numbers: Numbers) -> tuple[Numbers, KeyMap]:
             "decoder_norm": (False,),
             "shared_heads": (False,),
             "temperature": (10000.0,),
+            "centered_positions": (True,),
             "denoising_queries": (0,),
             "scoring": ("sigmoid",),
         },

@@ -55,8 +55,9 @@ class DeformableEncoderLayer(nn.Module):
 class DeformableEncoder(nn.Module):
     """A stack of such layers over several levels, each told apart by a learned vector.
 
-    It starts as in the paper: xavier-uniform matrices, the attention as `DeformableAttention`
-    says, level vectors from a normal distribution.
+    Positions are those of the cells' centres as in the code of Deformable DETR if `centered`, half
+    a cell further as in that of DINO if not. It starts as in the paper: xavier-uniform matrices,
+    the attention as `DeformableAttention` says, level vectors from a normal distribution.
     """
 
     # Training on pictures of many sizes comes back to few of them.
@@ -73,11 +74,12 @@ class DeformableEncoder(nn.Module):
         num_points: int,
         dropout: float,
         temperature: float = 10000.0,
+        centered: bool = True,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
-        self.positions = SinePositions(dim, centered=True, temperature=temperature)
+        self.positions = SinePositions(dim, centered=centered, temperature=temperature)
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(

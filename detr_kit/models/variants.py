@@ -84,6 +84,7 @@ _DEFORMABLE: Numbers = {
     "cross_attention": "deformable",
     "points": 4,
     "temperature": 10000.0,
+    "centered_positions": True,
     "refinement": False,
     "look_forward_twice": False,
     "query_selection": "none",
@@ -114,6 +115,7 @@ _DINO = _REFINED | {
     "decoder_norm": True,
     "shared_heads": True,
     "temperature": 20.0,
+    "centered_positions": False,
     "denoising_queries": 200,
 }
 

@@ -110,6 +110,26 @@ def test_a_checkpoint_from_before_there_was_a_choice_scores_by_softmax() -> None
     assert torch.equal(model.state_dict()[name][-1], source.state_dict()[name][-1])
 
 
+def test_other_positions_are_warned_of_whether_or_not_the_checkpoint_names_them() -> None:
+    source = build(OLD, 1)
+    numbers = resolve(ModelConfig(**SMALL))
+    assert not numbers["centered_positions"]
+    preprocessing = Preprocessing(SizeRule("square", 64, 64), IMAGENET_MEAN, IMAGENET_STD)
+    older = {key: value for key, value in numbers.items() if key != "centered_positions"}
+    told = []
+    for given in (older, older | {"centered_positions": True}, numbers):
+        opened = OpenedCheckpoint(
+            "old", "own", DetectorSpec(given, OLD, preprocessing), dict(source.state_dict())
+        )
+        notes = load_for_finetuning(build(NEW, 2), numbers, opened, NEW).notes
+        told.append([note for note in notes if note.startswith("warning: centered_positions")])
+    expected = (
+        "warning: centered_positions is False here and True in the checkpoint, whose weights were "
+        "made for that"
+    )
+    assert told == [[expected], [expected], []]
+
+
 TWO_STAGE = {"name": "deformable_detr_r50_two_stage", "denoising_queries": 0}
 
 

@@ -431,6 +431,7 @@ def test_what_cannot_be_followed_is_named(kind: str, changes: dict[str, Any], to
         ("deformable_detr_r50", {"backbone": "plain"}, "has no backbone plain"),
         ("deformable_detr_r50", {"hidden_dim": 96}, "has no hidden_dim 96"),
         ("deformable_detr_r50", {"encoder": "dense"}, "has no encoder dense"),
+        ("deformable_detr_r50", {"centered_positions": False}, "has no centered_positions False"),
         ("rtdetrv2_r50", {"backbone": "plain"}, "transformers' RT-DETRv2 has no backbone plain"),
         ("rtdetrv2_r50", {"query_positions": "sine"}, "has no query_positions sine"),
         ("rtdetrv2_r50", {"levels": 4}, "has no levels 4"),
@@ -441,6 +442,12 @@ def test_what_transformers_has_not_is_named(name: str, changes: dict[str, Any], 
     numbers = VARIANTS[name] | {"backbone_norm": "frozen", **changes}
     with pytest.raises(DetrKitError, match=re.escape(told)):
         config_from_numbers(numbers)
+
+
+def test_older_numbers_without_a_choice_of_positions_are_taken() -> None:
+    numbers = VARIANTS["deformable_detr_r50"] | {"backbone_norm": "frozen"}
+    older = {key: value for key, value in numbers.items() if key != "centered_positions"}
+    assert config_from_numbers(older)[0] == config_from_numbers(numbers)[0]
 
 
 def test_categories_are_counted_without_no_object(references: Make, tmp_path: Path) -> None:

@@ -168,6 +168,30 @@ def test_positions_lie_in_the_middle_of_the_cells() -> None:
     torch.testing.assert_close(encoded[1, 1, 4], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("centered", [True, False])
+def test_positions_are_those_of_the_official_code(centered: bool) -> None:
+    """That of Deformable DETR if centered, that of DINO if not, with its `temperatureH` and `W`."""
+    encoder = DeformableEncoder(
+        DIM, 1, 2, 24, num_levels=3, num_points=3, dropout=0.0, temperature=20, centered=centered
+    ).double()
+    memory = drawn_memory(padded=True)
+    scales = 20 ** (2 * (torch.arange(DIM // 2, dtype=DOUBLE) // 2) / (DIM // 2))
+    expected = []
+    for mask in memory.masks():
+        assert mask is not None
+        of_axes = []
+        for axis in (1, 2):
+            embed = (~mask).cumsum(axis, dtype=DOUBLE)
+            last = embed[:, -1:, :] if axis == 1 else embed[:, :, -1:]
+            shifted = embed - 0.5 if centered else embed
+            angles = (shifted / (last + 1e-6) * 2 * torch.pi)[..., None] / scales
+            waves = [angles[..., 0::2].sin(), angles[..., 1::2].cos()]
+            of_axes.append(torch.stack(waves, dim=4).flatten(3))
+        expected.append(torch.cat(of_axes, dim=3).flatten(1, 2))
+    sine, _ = encoder._encode(memory, DOUBLE)
+    torch.testing.assert_close(sine, torch.cat(expected, dim=1), rtol=0, atol=1e-12)
+
+
 def test_positions_without_padding_are_remembered_by_size_and_never_rounded() -> None:
     encoder = drawn_encoder().float().eval()
     levels = [(torch.randn(1, DIM, *size_hw), None) for size_hw in SIZES_HW]

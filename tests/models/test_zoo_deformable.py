@@ -28,12 +28,24 @@ def test_models_of_the_family_say_how_they_score(name: str) -> None:
     assert model.wants_targets == (VARIANTS[name]["denoising_queries"] > 0)
 
 
-def test_dino_has_one_pair_of_heads_and_its_own_wavelengths() -> None:
+def test_dino_has_one_pair_of_heads_and_its_own_positions() -> None:
     model = on_meta("dino_r50", 5)
     assert isinstance(model, DeformableDETR)
     assert isinstance(model.encoder, DeformableEncoder)
     assert len(model.heads) == 1
     assert model.encoder.positions.temperature == 20
+    assert not model.encoder.positions.centered
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_r50", "dino_r50"])
+def test_positions_of_older_checkpoints_are_centered(name: str) -> None:
+    numbers = resolve(ModelConfig(name=name))
+    assert numbers.pop("centered_positions") == (name == "deformable_detr_r50")
+    with torch.device("meta"):
+        model = build_model(numbers, 5)
+    assert isinstance(model, DeformableDETR)
+    assert isinstance(model.encoder, DeformableEncoder)
+    assert model.encoder.positions.centered
 
 
 def test_state_dicts_have_the_names_that_conversions_rely_on() -> None:
