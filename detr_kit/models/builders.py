@@ -200,7 +200,7 @@ def _decoder(numbers: Numbers) -> AnchorDecoder:
 
 def _layer_heads(numbers: Numbers, num_classes: int) -> nn.ModuleList:
     """Build heads for each layer where boxes are refined by its own, one pair for all otherwise."""
-    own = numbers["refinement"] and not numbers["shared_heads"]
+    refined, shared = numbers["refinement"], numbers["shared_heads"]
     heads = [
         DetectionHeads(
             numbers["hidden_dim"],
@@ -209,10 +209,11 @@ def _layer_heads(numbers: Numbers, num_classes: int) -> nn.ModuleList:
             scoring=numbers["scoring"],
             zero_boxes=True,
         )
-        for _ in range(numbers["decoder_layers"] if own else 1)
+        for _ in range(numbers["decoder_layers"] if refined and not shared else 1)
     ]
-    if numbers["query_positions"] == "learned":
-        # A point of reference has no sides: its boxes begin small, as in the paper's code.
+    if numbers["query_positions"] == "learned" and not (refined and shared):
+        # A point of reference has no sides: its boxes begin small, as in the paper's code. A head
+        # that refines its own boxes would shrink them again in every layer.
         nn.init.constant_(heads[0].box_head.last.bias[2:], -2.0)
     return nn.ModuleList(heads)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from detr_kit.structures import ImageBatch
 from tests.models.deformable_models import (
     CLASSES,
     QUERIES,
+    REFINED,
     SIZES,
     SOME,
     SWITCHES,
@@ -178,6 +180,28 @@ def test_models_start_as_published() -> None:
     learned = build_model(resolve(ModelConfig(**TINY)), CLASSES)
     assert len(learned.heads) == 1
     assert learned.heads[0].box_head.last.bias.tolist() == [0, 0, -2, -2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [
+        ({}, 0.1192),  # a sigmoid of -2
+        ({"shared_heads": True}, 0.1192),  # without refinement there is one pair anyway
+        ({"refinement": True}, 0.1192),
+        # One head cannot tell the layer that gives a point its sides from those that refine them.
+        ({"refinement": True, "shared_heads": True}, 0.5),
+        ({**REFINED, "shared_heads": True, "decoder_norm": True}, 0.5),
+    ],
+)
+def test_boxes_of_learned_points_begin_with_the_same_sides_in_all_layers(
+    make_batch: Callable[..., ImageBatch], changes: dict[str, Any], side: float
+) -> None:
+    torch.manual_seed(0)
+    numbers = resolve(ModelConfig(**{**TINY, "decoder_layers": 6, **changes}))
+    model = build_model(numbers, CLASSES).eval()
+    sides = model(make_batch((64, 96)), all_layers=True).layer_boxes_cxcywh[..., 2:]
+    assert len(sides) == 6
+    torch.testing.assert_close(sides, torch.full_like(sides, side), rtol=0, atol=1e-4)
 
 
 def test_official_padding_runs(make_batch: Callable[..., ImageBatch]) -> None:
