@@ -6,17 +6,16 @@ Paths of data and outputs are relative to the working directory, `base:` to the 
 from __future__ import annotations
 
 import difflib
-import inspect
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_origin
+from typing import Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from yaml import YAMLError
 
+from detr_kit.config_faults import explain
 from detr_kit.errors import DetrKitError
 
 AUGMENTATIONS = ("detr", "yolos", "small_data", "strong", "none")
@@ -270,7 +269,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:
         raise DetrKitError(f"{path}: {_first_line(error)}") from error
-    return parse_config(values, source=str(path))
+    return parse_config(values, source=str(path), overrides=overrides)
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -288,12 +287,30 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return cast(dict[str, Any], values)
 
 
-def parse_config(values: Any, source: str) -> RunConfig:
-    """Validate a plain dictionary; `source` names it in errors."""
+def parse_config(values: Any, source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Validate a plain dictionary; errors name `source`, or the override that set what is wrong."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise DetrKitError(f"{source}: {_explain(error)}") from error
+        fault = error.errors()[0]
+        override = _override_of(fault["loc"], overrides)
+        where = source if override is None else f"override {override!r}"
+        raise DetrKitError(f"{where}: {explain(fault, RunConfig)}") from error
+
+
+def _override_of(place: Sequence[int | str], overrides: Sequence[str]) -> str | None:
+    """Return the last override that sets the value at a place in a config, or something in it."""
+    for override in reversed(overrides):
+        value: Any = parse_overrides([override])
+        for part in place:
+            if not isinstance(value, dict) or part not in value:
+                break
+            value = value[part]
+        else:
+            return override
+        if not isinstance(value, dict):
+            return override
+    return None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -320,28 +337,3 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> Any:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _explain(error: ValidationError) -> str:
-    """One line for the first fault: the dotted key, what is wrong, the nearest known key."""
-    fault = error.errors()[0]
-    # Where a value may be of several kinds, the last part names the kind that it is not.
-    key = ".".join(str(part) for part in fault["loc"] if re.fullmatch(r"\w+", str(part)))
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _known_keys(RunConfig), n=1, cutoff=0.5)
-        return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    if fault["type"] == "missing":
-        return f"key {key!r} is missing"
-    reason = fault["msg"].removeprefix("Value error, ")
-    return f"key {key!r}: {reason}, got {fault['input']!r}"
-
-
-def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            # On Python 3.10, tuple[int, int] passes for a type and is none.
-            if get_origin(inner) is None and inspect.isclass(inner) and issubclass(inner, Section):
-                keys += _known_keys(inner, f"{prefix}{name}.")
-    return keys
