@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from detr_kit.checkpoints.detector import DetectorSpec
 from detr_kit.checkpoints.keymap import KeyMap, require_fit
 from detr_kit.config import ModelConfig
 from detr_kit.errors import DetrKitError
-from detr_kit.models.zoo import FAMILIES, build_model
+from detr_kit.models.zoo import FAMILIES, build_model, completed, meant_instead
 
 # What the names of a class head's layers begin with; a model may have one for each decoder layer.
 _CLASS_HEAD = re.compile(r"(?:.*\.)?class_head\.layers\.")
@@ -145,12 +144,11 @@ def changed_architecture(
     """
     if not changes:
         return dict(numbers)
-    strange = sorted(set(changes) - set(numbers))
+    strange = sorted(set(changes) - set(completed(numbers)))
     if strange:
-        near = difflib.get_close_matches(strange[0], numbers, n=1, cutoff=0.0)
         raise DetrKitError(
-            f"{source}: a {FAMILIES[numbers['family']]} has no setting {strange[0]!r}; the nearest "
-            f"is {near[0]!r}"
+            f"{source}: a {FAMILIES[numbers['family']]} has no setting {strange[0]!r}"
+            f"{meant_instead(strange[0], numbers)}"
         )
     try:
         checked = ModelConfig.model_validate({"name": str(numbers["family"]), **changes})

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from detr_kit.config import ModelConfig
+from detr_kit.config_faults import nearest_keys
 from detr_kit.errors import DetrKitError
 from detr_kit.models.variants import NORM_EPS, VARIANTS, Numbers
 
@@ -36,23 +37,31 @@ def resolve(config: ModelConfig) -> Numbers:
     do not go together.
     """
     if config.name not in VARIANTS:
-        near = difflib.get_close_matches(config.name, VARIANTS, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(config.name, VARIANTS, n=1)
+        hint = f"did you mean {near[0]!r}? There" if near else "there"
         raise DetrKitError(
-            f"model.name {config.name!r} is unknown; did you mean {near[0]!r}? "
-            f"There are {', '.join(VARIANTS)}"
+            f"model.name {config.name!r} is unknown; {hint} are {', '.join(VARIANTS)}"
         )
     numbers = dict(VARIANTS[config.name])
     for key, value in config.model_dump(exclude={"name", "init_from"}, exclude_none=True).items():
         if key not in numbers:
-            near = difflib.get_close_matches(key, numbers, n=1, cutoff=0.0)
             raise DetrKitError(
                 f"model.{key}: {config.name} is a {FAMILIES[numbers['family']]} and has no such "
-                f"setting; the nearest is {near[0]!r}"
+                f"setting{meant_instead(key, numbers)}"
             )
         numbers[key] = value
     if numbers["family"] == "deformable":
         _refuse_contradictions(numbers)
     return _decided(numbers, frozen_by_variant=config.frozen_stages is None)
+
+
+def meant_instead(key: str, numbers: Mapping[str, Any]) -> str:
+    """Return what to say of a setting that a model does not have: who has it, or what is near."""
+    owners = {FAMILIES[known["family"]]: None for known in VARIANTS.values() if key in known}
+    if owners:
+        return f"; it is for {' and '.join(owners)}"
+    near = nearest_keys(key, list(numbers))
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _decided(numbers: Numbers, *, frozen_by_variant: bool) -> Numbers:

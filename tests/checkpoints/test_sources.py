@@ -117,8 +117,21 @@ def test_settings_reach_every_kind(
         assert open_checkpoint(source, known).spec.architecture["padding"] == "official"
         nothing = open_checkpoint(source, {**known, "padding": None, "dropout": None}).spec
         assert nothing == open_checkpoint(source, untold["yolos"]).spec
-        with pytest.raises(DetrKitError, match=r"no setting 'pading'; the nearest is 'padding'"):
+        with pytest.raises(DetrKitError, match=r"no setting 'pading'; did you mean 'padding'\?$"):
             open_checkpoint(source, {**known, "pading": "official"})
+        with pytest.raises(DetrKitError, match=r"no setting 'levels'; it is for Deformable DETR$"):
+            open_checkpoint(source, {**known, "levels": 2})
+        with pytest.raises(DetrKitError, match=r"a YOLOS has no setting 'seed'$"):
+            open_checkpoint(source, {**known, "seed": 2})
+
+
+def test_an_older_checkpoint_takes_settings_that_it_does_not_name_yet(save_own: Make) -> None:
+    path = save_own("yolos") / "detector.json"
+    values = json.loads(path.read_text())
+    del values["architecture"]["frozen_stages"]
+    path.write_text(json.dumps(values))
+    architecture = open_checkpoint(path.parent, {"frozen_stages": 1}).spec.architecture
+    assert architecture["frozen_stages"] == 1
 
 
 def test_categories_are_for_official_files_alone(

@@ -66,8 +66,23 @@ def test_numbers_of_older_yolos_checkpoints_still_build() -> None:
     ("config", "message"),
     [
         (ModelConfig(name="detr_r5"), "did you mean 'detr_r50'"),
-        (ModelConfig(name="detr_r50", depth=3), "model.depth: detr_r50 is a DETR"),
-        (ModelConfig(name="yolos_ti", pre_norm=True), "model.pre_norm: yolos_ti is a YOLOS"),
+        (ModelConfig(name="x"), "model.name 'x' is unknown; there are detr_r50, "),
+        (
+            ModelConfig(name="detr_r50", depth=3),
+            "model.depth: detr_r50 is a DETR and has no such setting; it is for YOLOS$",
+        ),
+        (
+            ModelConfig(name="yolos_ti", pre_norm=True),
+            "model.pre_norm: yolos_ti is a YOLOS and has no such setting; it is for DETR$",
+        ),
+        (
+            ModelConfig(name="yolos_ti", levels=2),
+            "model.levels: yolos_ti is a YOLOS and has no such setting; it is for Deformable DETR$",
+        ),
+        (
+            ModelConfig(name="detr_r50", groups=2),
+            "model.groups: detr_r50 is a DETR .*; it is for YOLOS and Deformable DETR$",
+        ),
     ],
 )
 def test_unknown_names_and_settings(config: ModelConfig, message: str) -> None:
