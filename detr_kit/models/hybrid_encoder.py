@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_kit.errors import require
 from detr_kit.models.backbones import Padding
 from detr_kit.models.convolutions import ConvNorm, CSPBlock, initialize_convolutions
 from detr_kit.models.extents import zero_outside
@@ -24,6 +25,8 @@ class HybridEncoder(nn.Module):
 
     Maps are `dim` wide inside and `out_dim` in the end. `expansion` is the width of the CSP blocks
     in `dim`. With `padding` "official" nothing is masked.
+
+    Raises DetrKitError where a width is not a multiple of 4 and of `num_heads`, or none is left.
     """
 
     def __init__(
@@ -41,6 +44,16 @@ class HybridEncoder(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        # The width is the decoder's unless it is given its own: users change what it comes from.
+        setting = "hidden_dim" if dim == out_dim else "encoder_dim"
+        require(
+            dim % 4 == 0 and (num_layers == 0 or dim % num_heads == 0),
+            f"{setting} {dim}: encoder hybrid needs a multiple of 4 and of num_heads {num_heads}",
+        )
+        require(
+            int(dim * expansion) > 0,
+            f"encoder_expansion {expansion}: it leaves no channel of {setting} {dim}",
+        )
         self.padding = padding
         self.positions = CellPositions(dim)
         self.attention = Encoder(

@@ -92,15 +92,13 @@ class CellPositions(nn.Module):
     """Sines, then cosines of a cell's row number, and the same of its column number.
 
     Source: Chen et al. 2021 ("MoCo v3"), as in RT-DETR. Numbers count from 0 and are not
-    normalised: they do not depend on the size of the map.
+    normalised: they do not depend on the size of the map. `dim` is a multiple of 4.
     """
 
     TEMPERATURE = 10000.0
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if dim % 4:
-            raise DetrKitError(f"encoder_dim {dim}: sine positions need a multiple of 4")
         self.dim = dim
         self._of_sizes = Remembered()
 

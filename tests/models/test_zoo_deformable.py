@@ -137,3 +137,22 @@ def test_widths_that_do_not_fit() -> None:
         on_meta("deformable_detr_r50", 2, hidden_dim=36, num_heads=8)
     with pytest.raises(DetrKitError, match="multiple of 4"):
         on_meta("dino_r50", 2, hidden_dim=42, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_dim": 126}, r"^hidden_dim 126: encoder hybrid needs a multiple of 4 and of"),
+        ({"hidden_dim": 124}, r"^hidden_dim 124: .* num_heads 8$"),
+        ({"encoder_dim": 126, "num_heads": 2}, r"^encoder_dim 126: .* num_heads 2$"),
+        ({"encoder_dim": 124}, r"^encoder_dim 124: .* num_heads 8$"),
+        ({"encoder_expansion": 0.001}, r"^encoder_expansion 0\.001: it leaves no channel of"),
+    ],
+)
+def test_widths_of_the_hybrid_encoder_are_named_as_they_are_set(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DetrKitError, match=message):
+        on_meta("detr_fast", 2, **changes)
+    # Without layers of attention, no head shares the width.
+    on_meta("detr_fast", 2, encoder_dim=124, encoder_layers=0)
