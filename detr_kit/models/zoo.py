@@ -42,15 +42,17 @@ def resolve(config: ModelConfig) -> Numbers:
         raise DetrKitError(
             f"model.name {config.name!r} is unknown; {hint} are {', '.join(VARIANTS)}"
         )
-    numbers = dict(VARIANTS[config.name])
-    for key, value in config.model_dump(exclude={"name", "init_from"}, exclude_none=True).items():
-        if key not in numbers:
+    variant = VARIANTS[config.name]
+    given = config.model_dump(exclude={"name", "init_from"}, exclude_none=True)
+    for key in given:
+        if key not in variant:
             raise DetrKitError(
-                f"model.{key}: {config.name} is a {FAMILIES[numbers['family']]} and has no such "
-                f"setting{meant_instead(key, numbers)}"
+                f"model.{key}: {config.name} is a {FAMILIES[variant['family']]} and has no such "
+                f"setting{meant_instead(key, variant)}"
             )
-        numbers[key] = value
+    numbers = {**variant, **given}
     if numbers["family"] == "deformable":
+        numbers = _without_unread(numbers, given)
         _refuse_contradictions(numbers)
     return _decided(numbers, frozen_by_variant=config.frozen_stages is None)
 
@@ -79,10 +81,39 @@ def _decided(numbers: Numbers, *, frozen_by_variant: bool) -> Numbers:
     return numbers
 
 
+def _without_unread(numbers: Numbers, given: Mapping[str, Any]) -> Numbers:
+    """Return a deformable family's numbers with the defaults of those that nothing reads.
+
+    Raises DetrKitError where the user has given one of them. What is switched off needs no reader.
+    """
+    to_points = "deformable" in (numbers["encoder"], numbers["cross_attention"])
+    readers = {
+        "encoder hybrid": (
+            numbers["encoder"] == "hybrid",
+            ("encoder_dim", "encoder_feedforward_dim", "encoder_expansion"),
+        ),
+        "encoder deformable": (
+            numbers["encoder"] == "deformable",
+            ("temperature", "centered_positions"),
+        ),
+        "deformable attention": (to_points, ("points",)),
+        "refinement": (numbers["refinement"], ("shared_heads",)),
+        "denoising_queries": (numbers["denoising_queries"] > 0, ("label_noise", "box_noise")),
+    }
+    unread = {key: name for name, (reads, keys) in readers.items() if not reads for key in keys}
+    for key, reader in unread.items():
+        if given.get(key):
+            raise DetrKitError(
+                f"model.{key} is for {reader}, which this model does not have: leave it out, or "
+                "give null"
+            )
+    return numbers | {key: VARIANTS["deformable_detr_r50"][key] for key in unread}
+
+
 def _refuse_contradictions(numbers: Numbers) -> None:
     """Raise DetrKitError where a deformable family's switches contradict each other."""
     selection, positions = numbers["query_selection"], numbers["query_positions"]
-    denoises, own_width = numbers["denoising_queries"] > 0, "encoder_dim, encoder_feedforward_dim"
+    denoises = numbers["denoising_queries"] > 0
     contradictions = [
         (
             positions == "learned" and selection != "none",
@@ -99,12 +130,13 @@ def _refuse_contradictions(numbers: Numbers) -> None:
         ),
         (
             numbers["groups"] > 1 and selection == "full",
-            "groups: query_selection full has one group of best tokens; none and mixed have "
-            "learned queries for several",
+            "groups: query_selection full has one group of best tokens; set model.query_selection "
+            "mixed, which has learned queries, with model.query_positions sine or mlp",
         ),
         (
             denoises and numbers["scoring"] != "sigmoid",
-            "denoising_queries need scoring sigmoid",
+            "denoising_queries need scoring sigmoid; with softmax, set model.denoising_queries 0 "
+            "and loss.classification auto",
         ),
         (
             denoises and positions not in ("sine", "mlp"),
@@ -117,10 +149,6 @@ def _refuse_contradictions(numbers: Numbers) -> None:
         (
             numbers["encoder_layers"] == 0 and numbers["encoder"] != "hybrid",
             "encoder_layers 0: encoder deformable and dense need one",
-        ),
-        (
-            numbers["encoder"] != "hybrid" and any(numbers[key] for key in own_width.split(", ")),
-            f"{own_width} are for encoder hybrid",
         ),
     ]
     for holds, message in contradictions:

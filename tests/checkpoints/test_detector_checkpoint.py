@@ -43,6 +43,17 @@ DETR = ModelConfig(
     feedforward_dim=16,
     num_queries=4,
 )
+DEFORMABLE = ModelConfig(
+    name="deformable_detr_r50",
+    backbone="plain",
+    backbone_weights="none",
+    encoder_layers=1,
+    decoder_layers=2,
+    hidden_dim=16,
+    num_heads=2,
+    feedforward_dim=16,
+    num_queries=4,
+)
 
 
 def saved(folder: Path, config: ModelConfig = YOLOS) -> tuple[nn.Module, DetectorSpec]:
@@ -122,6 +133,22 @@ def test_a_failed_save_leaves_the_old_checkpoint(
     with pytest.raises(OSError, match="disk full"):
         save_detector(tmp_path, model, spec)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_keeps_numbers_that_a_config_may_not_give(tmp_path: Path) -> None:
+    """Its numbers are complete: those that nothing reads are there too, whatever they are."""
+    numbers = resolve(DEFORMABLE)
+    unread = {"encoder_expansion": 0.5, "shared_heads": True, "label_noise": 0.3, "box_noise": 0.4}
+    for key, value in unread.items():
+        with pytest.raises(DetrKitError, match=rf"model\.{key} is for"):
+            resolve(DEFORMABLE.model_copy(update={key: value}))
+    saved_numbers = {**numbers, **unread}
+    model = build_model(saved_numbers, num_classes=len(TABLE))
+    save_detector(tmp_path, model, DetectorSpec(saved_numbers, TABLE, PREPROCESSING))
+    loaded, spec = load_detector(tmp_path, {"dropout": 0.2})
+    assert spec.architecture == {**saved_numbers, "dropout": 0.2}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 def change_spec(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -34,6 +34,7 @@ SELECTED = {"query_selection": "full", "query_positions": "mlp"}
 MIXED = {"query_selection": "mixed", "query_positions": "sine"}
 REFINED = {"refinement": True, "look_forward_twice": True}
 NOISY = {"denoising_queries": 12}
+DENSE = {"encoder": "dense", "cross_attention": "dense", "points": None}  # looks at all cells
 
 # Every switch alone, then as published and in other combinations.
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -60,14 +61,14 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "groups": {"groups": 3},
     "softmax": {"scoring": "softmax"},
     "denoising": {"query_positions": "mlp", **NOISY},
-    "dab": {"query_positions": "sine", "cross_attention": "dense", "encoder": "dense"},
+    "dab": {**DENSE, "query_positions": "sine"},
     "two_stage_refined": {**REFINED, "query_selection": "full", "query_positions": "proposal"},
     "dino": {**REFINED, **MIXED, **NOISY, "decoder_norm": True, "levels": 4},
     "shared_heads": {**REFINED, "shared_heads": True},
     "dino_groups": {**REFINED, **MIXED, **NOISY, "groups": 2},
     "rtdetr": {**REFINED, **SELECTED, **NOISY, "encoder": "hybrid", "level_norm": "batch"},
     "rtdetr_softmax": {**REFINED, **SELECTED, "encoder": "hybrid", "scoring": "softmax"},
-    "dense_selected": {**SELECTED, "encoder": "dense", "cross_attention": "dense"},
+    "dense_selected": {**SELECTED, **DENSE},
 }
 SOME = ("plain", "dab", "two_stage_refined", "dino", "rtdetr", "rtdetr_softmax")
 

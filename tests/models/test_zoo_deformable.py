@@ -105,16 +105,31 @@ def test_norms_and_freezing_follow_the_weights() -> None:
         ),
         (
             {"query_selection": "full", "query_positions": "mlp", "groups": 2},
-            "groups: query_selection full has one group",
+            "groups: query_selection full has one group .* set model.query_selection mixed",
         ),
         (
             {"query_positions": "mlp", "denoising_queries": 10, "scoring": "softmax"},
-            "denoising_queries need scoring sigmoid",
+            "denoising_queries need scoring sigmoid; with softmax, set model.denoising_queries 0 "
+            "and loss.classification auto",
         ),
         ({"denoising_queries": 10}, "denoising_queries need query_positions sine or mlp"),
         ({"look_forward_twice": True}, "look_forward_twice needs refinement"),
         ({"encoder_layers": 0}, "encoder_layers 0: encoder deformable and dense need one"),
-        ({"encoder_dim": 128}, "encoder_dim, encoder_feedforward_dim are for encoder hybrid"),
+        ({"encoder_dim": 128}, "encoder_dim is for encoder hybrid, .* leave it out, or give null"),
+        ({"encoder_feedforward_dim": 128}, "encoder_feedforward_dim is for encoder hybrid"),
+        ({"encoder_expansion": 2.0}, "encoder_expansion is for encoder hybrid"),
+        ({"encoder": "dense", "temperature": 20}, "temperature is for encoder deformable"),
+        (
+            {"encoder": "dense", "centered_positions": True},
+            "centered_positions is for encoder deformable",
+        ),
+        ({"shared_heads": True}, "shared_heads is for refinement"),
+        ({"label_noise": 0.3}, "label_noise is for denoising_queries"),
+        ({"box_noise": 0.3}, "box_noise is for denoising_queries"),
+        (
+            {"encoder": "dense", "cross_attention": "dense", "points": 2},
+            "points is for deformable attention",
+        ),
         ({"pre_norm": True}, "deformable_detr_r50 is a Deformable DETR and has no such setting"),
     ],
 )
@@ -123,6 +138,33 @@ def test_what_makes_no_sense_is_refused_in_one_line(changes: dict, message: str)
         resolve(ModelConfig(name="deformable_detr_r50", **changes))
     assert "\n" not in str(refused.value)
     assert str(refused.value).startswith("model.")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "left"),
+    [
+        (
+            "rtdetrv2_r101",
+            {"encoder": "deformable"},
+            {"encoder_dim": None, "encoder_feedforward_dim": None, "encoder_expansion": 1.0},
+        ),
+        ("detr_fast", {"encoder": "dense", "encoder_dim": None}, {"encoder_expansion": 1.0}),
+        ("dino_r50", {"encoder": "hybrid"}, {"temperature": 10000.0}),
+        (
+            "dino_r50",
+            {"refinement": False, "look_forward_twice": False, "shared_heads": False},
+            {"shared_heads": False},
+        ),
+        ("dino_r50", {"denoising_queries": 0}, {"label_noise": 0.5, "box_noise": 1.0}),
+    ],
+)
+def test_what_a_variant_brings_along_and_nothing_reads_is_left_out(
+    name: str, changes: dict[str, Any], left: dict[str, Any]
+) -> None:
+    numbers = resolve(ModelConfig(name=name, **changes))
+    assert {key: numbers[key] for key in left} == left
+    assert numbers.keys() == VARIANTS[name].keys()
+    on_meta(name, 2, **changes)
 
 
 def test_other_families_have_no_such_settings() -> None:
