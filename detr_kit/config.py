@@ -78,6 +78,7 @@ class ModelConfig(Section):
     decoder_norm: bool | None = None
     shared_heads: bool | None = None  # one pair of heads for all layers that refine boxes
     temperature: float | None = Field(None, gt=1)  # of the deformable encoder's positions
+    centered_positions: bool | None = None  # of the deformable encoder, in the middle of cells
     # about how many queries repeat the objects with noise in training, half of them as negatives
     denoising_queries: int | None = Field(None, ge=0)
     label_noise: float | None = Field(None, ge=0, le=1)

@@ -200,7 +200,7 @@ class Backbone(nn.Module):
             if isinstance(weight, Tensor) and weight.ndim == 1 and not weight.any():
                 nn.init.ones_(weight)
         generator = torch.Generator().manual_seed(0)
-        side = 2 * self.stride
+        side = max(2 * self.stride, 32)  # of few stages, whose stride is small
         sizes = ((side - 11, side + 5), (side + side // 2 + 3, 2 * side))
         images = [
             torch.randn(3, *size, generator=generator, dtype=torch.float64, device="cpu").to(
@@ -269,3 +269,5 @@ def _freeze(body: nn.Module, ends: list[str], count: int, name: str) -> None:
         reached = reached or inside
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
+    if not reached:
+        raise DetrKitError(f"frozen_stages {count}: {name} has no module {last}; set 0")

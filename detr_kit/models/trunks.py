@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 
@@ -118,8 +119,11 @@ def _timm_cnn(name: str, stages: int | None, dilation: bool) -> Trunk:
     # timm answers with many kinds of exceptions to names and options that it does not know.
     except Exception as error:
         raise DetrKitError(f"backbone {name!r}: timm cannot build it: {error}") from error
+    _require_maps(body, name)
     ends = body.feature_info.module_name()
-    if ends[-1].startswith("blocks."):  # the EfficientNet kind keeps stages after the last one
+    if ends[-1].startswith("blocks.") and hasattr(
+        body, "blocks"
+    ):  # the EfficientNet kind keeps stages after the last one
         body.blocks = body.blocks[: int(ends[-1].split(".")[1]) + 1]
     if name in VD_RESNETS:
         width = body.layer1[0].conv1.in_channels
@@ -128,3 +132,25 @@ def _timm_cnn(name: str, stages: int | None, dilation: bool) -> Trunk:
         )
     info = body.feature_info
     return Trunk(body, ends, info.reduction(), info.channels())
+
+
+@torch.no_grad()
+def _require_maps(body: Any, name: str) -> None:
+    """Raise DetrKitError unless each stage gives a map at its stride, of a picture of any size."""
+    info = body.feature_info
+    channels, strides = info.channels(), info.reduction()
+    height, width = 2 * strides[-1], 3 * strides[-1]
+    pixels = next(body.parameters()).new_zeros(1, 3, height, width)
+    expected = [(1, c, height // s, width // s) for c, s in zip(channels, strides, strict=True)]
+    mode = body.training
+    try:
+        found = [tuple(features.shape) for features in body.eval()(pixels)]
+        told = f"it gives {found} where {expected} were due"
+    # Attention over windows or position tables fails in as many ways as there are networks.
+    except Exception as error:
+        found, told = [], str(error).strip().partition("\n")[0]
+    body.train(mode)
+    if found != expected or len(set(strides)) < len(strides):
+        raise DetrKitError(
+            f"backbone {name!r} is no CNN whose stages give feature maps of any picture: {told}"
+        )

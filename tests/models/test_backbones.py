@@ -168,6 +168,17 @@ def test_a_copy_masks_by_itself(
     assert copied.extents is not backbone.extents
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+def test_few_stages_of_a_timm_cnn_will_do(
+    make_batch: Callable[..., ImageBatch], stages: int
+) -> None:
+    pytest.importorskip("timm")
+    backbone = Backbone(LITE0, norm="frozen", stages=stages).eval()
+    assert not backbone.image_by_image
+    features, _ = backbone(make_batch((32, 48)))
+    assert features.shape[2:] == (32 // 2**stages, 48 // 2**stages)
+
+
 def test_building_draws_no_more_random_numbers_than_the_cnn_needs() -> None:
     pytest.importorskip("timm")
     drawn = []
@@ -186,6 +197,9 @@ def test_building_draws_no_more_random_numbers_than_the_cnn_needs() -> None:
         ("resnet50", {"stages": 5}, "backbone_stages 5: resnet50 has 4"),
         ("resnet18", {"frozen_stages": 6}, "frozen_stages 6: resnet18 has 5"),
         ("timm/nothing_of_that_name", {}, "timm cannot build it"),
+        ("timm/vit_tiny_patch16_224", {}, "vit_tiny_patch16_224' is no CNN whose stages give"),
+        ("timm/swin_tiny_patch4_window7_224", {}, "is no CNN whose stages .* doesn't match model"),
+        ("timm/xception41", {"frozen_stages": 1}, "frozen_stages 1: timm/xception41 has no module"),
     ],
 )
 def test_errors(name: str, options: dict, message: str) -> None:
