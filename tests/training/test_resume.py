@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -37,13 +38,18 @@ def stop_before(step: int, patch: pytest.MonkeyPatch) -> None:
 
 
 def eventful(tiny_config: Any, sample: Path, output: Path, **changes: Any) -> RunConfig:
-    """A run with all that has a state: dropout, an average, batch norms, a metric that is kept."""
+    """A run with all that has a state: an average, batch norms, a metric that is kept.
+
+    Plain detectors have dropout besides, the family `deformable` the noise of denoising.
+    """
     average = {"decay": 0.9, "warmup_steps": 3}
     return tiny_config(sample, output, epochs=3, average=average, **changes)
 
 
-@pytest.mark.parametrize("step", [1, 4, 6])  # of three a an epoch: inside, inside, at the border
-@pytest.mark.parametrize("family", ["detr", "yolos"])
+@pytest.mark.parametrize(
+    ("family", "step"),  # of three an epoch: inside, inside, at the border
+    [*itertools.product(("detr", "yolos"), (1, 4, 6)), ("deformable", 4)],
+)
 def test_a_signal_ends_a_run_after_its_step_and_nothing_is_lost(
     tiny_config, sample: Path, tmp_path: Path, family: str, step: int
 ) -> None:
@@ -142,7 +148,7 @@ def test_a_save_that_fails_leaves_the_one_before(
     assert_same_run(whole, resume(tmp_path / "part"))
 
 
-@pytest.mark.parametrize("family", ["detr", "yolos"])
+@pytest.mark.parametrize("family", ["detr", "yolos", "groups"])
 def test_resumed_run_equals_the_undisturbed_one(
     tiny_config, sample: Path, tmp_path: Path, family: str
 ) -> None:
