@@ -63,7 +63,7 @@ class OurLearner:
         parameters = sum(p.numel() for p in self.session.bare_model.parameters())
         self.settings: dict[str, Any] = {
             "overrides": list(overrides),
-            "model": self.session.spec.architecture,
+            "model": self.session.spec.architecture | {"backbone_weights": trial.weights.name},
             "optimizer": config.optimizer.model_dump(mode="json"),
             "loss_config": config.loss.model_dump(mode="json"),
             "average": config.average.decay,
