@@ -186,7 +186,6 @@ def test_models_start_as_published() -> None:
     ("changes", "side"),
     [
         ({}, 0.1192),  # a sigmoid of -2
-        ({"shared_heads": True}, 0.1192),  # without refinement there is one pair anyway
         ({"refinement": True}, 0.1192),
         # One head cannot tell the layer that gives a point its sides from those that refine them.
         ({"refinement": True, "shared_heads": True}, 0.5),
