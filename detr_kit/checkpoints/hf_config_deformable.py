@@ -94,7 +94,7 @@ def deformable_config(numbers: Numbers) -> tuple[Numbers, KeyMap]:
     """
     two_stage = numbers["query_selection"] == "full"
     require_supported(
-        {"centered_positions": True, **numbers},  # older ones do not name it
+        numbers,
         {
             "backbone": RESNETS.values(),
             "backbone_stages": (None, 4),

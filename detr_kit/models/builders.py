@@ -147,7 +147,7 @@ def _encoder(numbers: Numbers) -> DeformableEncoder | HybridEncoder | Encoder:
             num_points=numbers["points"],
             dropout=dropout,
             temperature=numbers["temperature"],
-            centered=numbers.get("centered_positions", True),  # older checkpoints do not name it
+            centered=numbers["centered_positions"],
             activation_checkpointing=checkpointing,
         )
     dense = Encoder(

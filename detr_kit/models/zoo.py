@@ -27,6 +27,7 @@ FAMILIES = {"detr": "DETR", "yolos": "YOLOS", "deformable": "Deformable DETR"}
 _SINCE_ADDED: dict[str, Numbers] = {
     "detr": {"scoring": "softmax"},
     "yolos": {"norm_eps": NORM_EPS, "frozen_stages": 0, "groups": 1, "scoring": "softmax"},
+    "deformable": {"centered_positions": True},
 }
 
 

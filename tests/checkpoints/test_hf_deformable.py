@@ -40,7 +40,7 @@ from detr_kit.config import ModelConfig
 from detr_kit.errors import DetrKitError
 from detr_kit.models.backbones import Backbone
 from detr_kit.models.variants import VARIANTS
-from detr_kit.models.zoo import build_model, resolve
+from detr_kit.models.zoo import build_model, completed, resolve
 from detr_kit.preprocess import Preprocessing
 from detr_kit.sizes import SizeRule
 from detr_kit.structures import ImageBatch
@@ -447,7 +447,7 @@ def test_what_transformers_has_not_is_named(name: str, changes: dict[str, Any], 
 def test_older_numbers_without_a_choice_of_positions_are_taken() -> None:
     numbers = VARIANTS["deformable_detr_r50"] | {"backbone_norm": "frozen"}
     older = {key: value for key, value in numbers.items() if key != "centered_positions"}
-    assert config_from_numbers(older)[0] == config_from_numbers(numbers)[0]
+    assert config_from_numbers(completed(older))[0] == config_from_numbers(numbers)[0]
 
 
 def test_categories_are_counted_without_no_object(references: Make, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from detr_kit import matching
 from detr_kit.boxes import iou_and_union
 from detr_kit.losses import LossValues, Normalizer, SetCriterion, StepCounts, terms
 from detr_kit.matching import HungarianMatcher
-from detr_kit.models import positions
+from detr_kit.models import resampling
 from detr_kit.models.norms import FrozenBatchNorm2d
 from detr_kit.postprocess import to_detections
 from detr_kit.sizes import SizeHW
@@ -110,7 +110,7 @@ def corners_aligned(setup: Setup, patch: Patch) -> None:
         resized = nn.functional.interpolate(grid, to_hw, mode="bicubic", align_corners=True)
         return resized.permute(0, 2, 3, 1)
 
-    patch.setattr(positions, "resample_grid", resample)
+    patch.setattr(resampling, "resample_grid", resample)
 
 
 def one_mid_position_left_out(setup: Setup, patch: Patch) -> None:
