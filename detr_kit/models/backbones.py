@@ -200,7 +200,8 @@ class Backbone(nn.Module):
             if isinstance(weight, Tensor) and weight.ndim == 1 and not weight.any():
                 nn.init.ones_(weight)
         generator = torch.Generator().manual_seed(0)
-        side = max(2 * self.stride, 32)  # of few stages, whose stride is small
+        # However small the stride: sides of many cells, the first image's no multiples of it.
+        side = max(2 * self.stride, 64)
         sizes = ((side - 11, side + 5), (side + side // 2 + 3, 2 * side))
         images = [
             torch.randn(3, *size, generator=generator, dtype=torch.float64, device="cpu").to(

@@ -68,6 +68,8 @@ def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
         ("resnet50", 2, {"stages": 3}, (8, 16), (512, 1024)),
         ("plain", 3, {}, (4, 8, 16), (64, 128, 192)),
         (LITE0, 3, {}, (8, 16, 32), (40, 112, 320)),
+        (LITE0, 2, {"stages": 2}, (2, 4), (16, 24)),
+        (LITE0, 1, {"stages": 1}, (2,), (16,)),
         (SE, 2, {"stages": 4}, (8, 16), (16, 24)),
     ],
 )
@@ -109,11 +111,20 @@ def test_the_last_level_is_that_of_a_single_one(
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
-@pytest.mark.parametrize("name", CNNS)
+@pytest.mark.parametrize(
+    ("name", "levels", "stages"),
+    [*((name, 3, None) for name in CNNS), (LITE0, 2, 2), (LITE0, 1, 1), (SE, 1, 2)],
+)
 def test_an_image_has_the_same_levels_alone_and_padded(
-    build_backbone: Callable[..., Backbone], make_batch: Make, name: str, norm: str
+    build_backbone: Callable[..., Backbone],
+    make_batch: Make,
+    name: str,
+    levels: int,
+    stages: int | None,
+    norm: str,
 ) -> None:
-    backbone = build_backbone(name, norm=norm)
+    backbone = build_backbone(name, levels, norm, stages=stages)
+    assert backbone.image_by_image == (name == SE)
     batch = make_batch((45, 70), (90, 33), (33, 97), dtype=torch.float64)
     strides = backbone.level_strides
     with torch.no_grad():
