@@ -98,7 +98,10 @@ MISTAKES = {
     "an unknown key, asked about": (
         _nothing,
         ("info", "run.yaml", "model.num_querys=7"),
-        ("run.yaml: unknown key 'model.num_querys'", "did you mean 'model.num_queries'"),
+        (
+            "override 'model.num_querys=7': unknown key 'model.num_querys'",
+            "did you mean 'model.num_queries'",
+        ),
     ),
     "no picture to predict": (_nothing, ("predict", "detector", "gone.jpg"), ("gone.jpg",)),
     "conversion of nothing": (_nothing, ("convert", "gone", "new"), ("gone", "does not exist")),
