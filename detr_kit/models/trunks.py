@@ -121,9 +121,8 @@ def _timm_cnn(name: str, stages: int | None, dilation: bool) -> Trunk:
         raise DetrKitError(f"backbone {name!r}: timm cannot build it: {error}") from error
     _require_maps(body, name)
     ends = body.feature_info.module_name()
-    if ends[-1].startswith("blocks.") and hasattr(
-        body, "blocks"
-    ):  # the EfficientNet kind keeps stages after the last one
+    # The EfficientNet kind keeps stages after the last one.
+    if ends[-1].startswith("blocks.") and hasattr(body, "blocks"):
         body.blocks = body.blocks[: int(ends[-1].split(".")[1]) + 1]
     if name in VD_RESNETS:
         width = body.layer1[0].conv1.in_channels
@@ -146,11 +145,14 @@ def _require_maps(body: Any, name: str) -> None:
     try:
         found = [tuple(features.shape) for features in body.eval()(pixels)]
         told = f"it gives {found} where {expected} were due"
+        if len(set(strides)) < len(strides):
+            told = f"its strides are {strides}"
     # Attention over windows or position tables fails in as many ways as there are networks.
     except Exception as error:
         found, told = [], str(error).strip().partition("\n")[0]
     body.train(mode)
     if found != expected or len(set(strides)) < len(strides):
         raise DetrKitError(
-            f"backbone {name!r} is no CNN whose stages give feature maps of any picture: {told}"
+            f"backbone {name!r} is no CNN whose stages give feature maps of any picture: {told}; "
+            "take one such as timm/resnet18d or timm/tf_efficientnet_lite0"
         )
