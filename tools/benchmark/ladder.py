@@ -1,6 +1,6 @@
 """What does each part of a detector bring? From plain DETR on, one part more a training.
 
-    python tools/benchmark/ladder.py [--minutes 5] [--seed 0] [key=value ...]
+    python tools/benchmark/ladder.py [key=value ...] [--minutes 5] [--seed 0] [--steps 7 8]
     python tools/benchmark/ladder.py --list
 
 Every step learns from bccd for the same minutes, in a process of its own, by small_data.py: same

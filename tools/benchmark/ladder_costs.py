@@ -1,6 +1,6 @@
 """What does each part of a detector cost? The ladder's steps beside plain DETR, in one run.
 
-    python tools/benchmark/ladder_costs.py [--steps 1 5 9] [--threads 1] [key=value ...]
+    python tools/benchmark/ladder_costs.py [key=value ...] [--steps 1 5 9] [--threads 1]
 
 The detectors of ladder.py, with their optimiser and losses, take turns: each trains on the same
 batches of bccd and finds the objects of one picture, of which its network and its post-processing
