@@ -90,6 +90,7 @@ class ModelConfig(Section):
     drop_path: float | None = Field(None, ge=0, lt=1)
     norm_eps: float | None = Field(None, gt=0)
     patch_size: int | None = Field(None, ge=1)
+    patch_supervision: bool | None = None  # in training the heads learn from the patches too
     position_size_hw: tuple[int, int] | None = None
     mid_position_size_hw: tuple[int, int] | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -257,6 +257,21 @@ class DenoisedOutput:
 
 
 @dataclass(frozen=True)
+class PatchOutput:
+    """What the heads make of the P patches of each image; in training only.
+
+    `layer_logits` (1, B, P, C + 1) or (1, B, P, C) and `layer_boxes_cxcywh` (1, B, P, 4) are as in
+    `ModelOutput`. `centers` (B, P, 2) are the (x, y) of patches in [0, 1] of each unpadded image;
+    `missing` (B, P) bool is True for those that are not wholly inside it.
+    """
+
+    layer_logits: Tensor
+    layer_boxes_cxcywh: Tensor
+    centers: Tensor
+    missing: Tensor
+
+
+@dataclass(frozen=True)
 class ModelOutput:
     """What every detector returns.
 
@@ -265,8 +280,9 @@ class ModelOutput:
     last layer is the prediction; L is 1 where no auxiliary outputs were asked for.
 
     In training there may be several `groups` of Q queries, each with L / groups layers, one group
-    after the other, and `denoised` queries. With `first_is_of_any` the first layer of a group tells
-    objects of any category from none, by its first column, which all others repeat.
+    after the other, `denoised` queries, and what the heads make of `patches`. With
+    `first_is_of_any` the first layer of a group tells objects of any category from none, by its
+    first column, which all others repeat.
 
     `missing` (B, Q) bool is True for queries that stand for nothing, see `Queries`: they find
     nothing and learn nothing. None where there are none.
@@ -279,23 +295,17 @@ class ModelOutput:
     denoised: DenoisedOutput | None = None
     first_is_of_any: bool = False
     missing: Tensor | None = None
+    patches: PatchOutput | None = None
 
     def at_least_fp32(self) -> ModelOutput:
         """Lift half precision to fp32; fp32 and float64 stay as they are."""
         if self.layer_logits.dtype in (torch.float32, torch.float64):
             return self
-        denoised = self.denoised
-        if denoised is not None:
-            denoised = replace(
-                denoised,
-                layer_logits=denoised.layer_logits.float(),
-                layer_boxes_cxcywh=denoised.layer_boxes_cxcywh.float(),
-            )
+        denoised, patches = self.denoised, self.patches
         return replace(
-            self,
-            layer_logits=self.layer_logits.float(),
-            layer_boxes_cxcywh=self.layer_boxes_cxcywh.float(),
-            denoised=denoised,
+            _lifted(self),
+            denoised=None if denoised is None else _lifted(denoised),
+            patches=None if patches is None else _lifted(patches),
         )
 
     @property
@@ -305,3 +315,14 @@ class ModelOutput:
     @property
     def boxes_cxcywh(self) -> Tensor:
         return self.layer_boxes_cxcywh[-1]
+
+
+_Output = TypeVar("_Output", ModelOutput, DenoisedOutput, PatchOutput)
+
+
+def _lifted(output: _Output) -> _Output:
+    return replace(
+        output,
+        layer_logits=output.layer_logits.float(),
+        layer_boxes_cxcywh=output.layer_boxes_cxcywh.float(),
+    )

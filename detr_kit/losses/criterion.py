@@ -2,7 +2,8 @@
 
 Source: Carion et al. 2020, section 3.1 and appendix A.2; Fang et al. 2021 ("You Only Look at One
 Sequence"), section 3; several groups of queries: Chen et al. 2023 ("Group DETR"), section 3.2;
-denoising: Li et al. 2022 ("DN-DETR"), section 4, and Zhang et al. 2023 ("DINO"), section 3.3.
+denoising: Li et al. 2022 ("DN-DETR"), section 4, and Zhang et al. 2023 ("DINO"), section 3.3;
+patches: see `detr_kit.losses.patches`.
 Every term is computed for all decoder layers in one pass.
 """
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from detr_kit.losses.classification import ClassLossName, class_loss, class_loss_for, uses_ious
 from detr_kit.losses.normalizers import Normalizer, StepCounts
+from detr_kit.losses.pairs import Pairs, at_places, objects_of, target_classes, without
+from detr_kit.losses.patches import assign_patches
 from detr_kit.losses.terms import (
     cardinality_error,
     class_error,
@@ -25,7 +28,13 @@ from detr_kit.losses.terms import (
     l1_loss,
 )
 from detr_kit.matching import Assignment, HungarianMatcher, NonFiniteCostError, focal_cost
-from detr_kit.structures import DenoisedOutput, ModelOutput, Scoring, TargetBatch
+from detr_kit.structures import (
+    DenoisedOutput,
+    ModelOutput,
+    PatchOutput,
+    Scoring,
+    TargetBatch,
+)
 
 # What a batch logs of queries that stand for known objects.
 DENOISING_NAMES = ("dn_class", "dn_l1", "dn_giou")
@@ -44,25 +53,12 @@ class LossValues:
     `cost_class`, `cost_l1` and `cost_giou`, what a matched pair of the last layer costs in the
     matching, by term: its mean, weighted, 0 without pairs. Of several groups of queries these are
     about the last one, which predicts. `dn_class`, `dn_l1` and `dn_giou` (last layer) are there
-    where queries were denoised.
+    where queries were denoised, `patch_class`, `patch_l1` and `patch_giou` where patches learn.
     """
 
     total: Tensor
     logged: dict[str, Tensor]
     assignment: Assignment
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """M queries of each of L layers and what they are to find.
-
-    `places` (L, M) are theirs among the B * Q queries of a layer, `classes` (L, M) and
-    `boxes_cxcywh` (L, M, 4) those of their objects.
-    """
-
-    places: Tensor
-    classes: Tensor
-    boxes_cxcywh: Tensor
 
 
 class SetCriterion(nn.Module):
@@ -151,11 +147,11 @@ class SetCriterion(nn.Module):
             raise NonFiniteCostError(assignment.nonfinite)
         logits, boxes = output.layer_logits, output.layer_boxes_cxcywh
         places = assignment.image * logits.shape[2] + assignment.query
-        pairs = _Pairs(places, *_objects(targets, assignment.target, boxes))
+        pairs = Pairs(places, *objects_of(targets, assignment.target, boxes))
         of_any = slice(0, None, len(logits) // output.groups) if output.first_is_of_any else None
         losses = self._losses(logits, boxes, pairs, output.scoring, of_any)
         if output.missing is not None:
-            losses = _without(losses, output.missing, pairs)
+            losses = without(losses, output.missing, pairs)
         sums = self._sums(losses, normalizer, output.scoring)
         # Every group is a whole detector: their mean weighs as much as one.
         total = self._weighted(sums) / output.groups if output.groups > 1 else self._weighted(sums)
@@ -164,6 +160,13 @@ class SetCriterion(nn.Module):
             of_denoised = self._denoised(output.denoised, targets, normalizer, output.scoring)
             total = total + self._weighted(of_denoised)
             noted = {f"dn_{name}": own.detach()[-1] for name, own in of_denoised.items()}
+        if output.patches is not None:
+            queries = logits.shape[2]
+            of_patches = self._of_patches(
+                output.patches, targets, normalizer, output.scoring, queries
+            )
+            total = total + self._weighted(of_patches)
+            noted |= {f"patch_{name}": own.detach()[-1] for name, own in of_patches.items()}
         if assignment.nonfinite is not None:
             total = total * float("nan")
         with torch.no_grad():
@@ -175,7 +178,7 @@ class SetCriterion(nn.Module):
         self,
         layer_logits: Tensor,
         layer_boxes: Tensor,
-        pairs: _Pairs,
+        pairs: Pairs,
         scoring: Scoring,
         of_any: slice | None = None,
     ) -> dict[str, Tensor]:
@@ -188,7 +191,7 @@ class SetCriterion(nn.Module):
         classes = target_classes(shape, pairs.places, pairs.classes, no_object=self.num_classes)
         if of_any is not None:
             layer_logits, classes = self._of_any(layer_logits, classes, of_any)
-        matched_boxes = _at(layer_boxes, pairs.places)
+        matched_boxes = at_places(layer_boxes, pairs.places)
         ious = None
         if uses_ious(name):
             of_pairs = ious_of_pairs(matched_boxes, pairs.boxes_cxcywh)
@@ -229,10 +232,33 @@ class SetCriterion(nn.Module):
             row.expand(len(logits), -1)
             for row in (plan.image * logits.shape[2] + plan.query, plan.target)
         )
-        pairs = _Pairs(places, *_objects(targets, target, boxes))
-        losses = _without(self._losses(logits, boxes, pairs, scoring), ~plan.present, pairs)
+        pairs = Pairs(places, *objects_of(targets, target, boxes))
+        losses = without(self._losses(logits, boxes, pairs, scoring), ~plan.present, pairs)
         repeated = normalizer.boxes * plan.copies
         return self._sums(losses, Normalizer(repeated, repeated), scoring)
+
+    def _of_patches(
+        self,
+        patches: PatchOutput,
+        targets: TargetBatch,
+        normalizer: Normalizer,
+        scoring: Scoring,
+        num_queries: int,
+    ) -> dict[str, Tensor]:
+        """Return the (1,) sums of patches, which together weigh as much as `num_queries`."""
+        plan = assign_patches(patches, targets, no_object=self.num_classes)
+        places = torch.arange(plan.classes.numel(), device=plan.classes.device)
+        boxes = patches.layer_boxes_cxcywh
+        pairs = Pairs(
+            places.unsqueeze(0),
+            plan.classes.view(1, -1),
+            plan.boxes_cxcywh.view(1, -1, 4).to(boxes.dtype),
+        )
+        losses = self._losses(patches.layer_logits, boxes, pairs, scoring)
+        shares = plan.shares.view(1, -1)
+        counted = {"class": plan.class_weights(num_queries), "l1": shares, "giou": shares}
+        losses = {name: own * counted[name] for name, own in losses.items()}
+        return self._sums(losses, normalizer, scoring)
 
     def _sums(
         self, losses: Mapping[str, Tensor], normalizer: Normalizer, scoring: Scoring
@@ -253,7 +279,7 @@ class SetCriterion(nn.Module):
         self,
         output: ModelOutput,
         targets: TargetBatch,
-        pairs: _Pairs,
+        pairs: Pairs,
         losses: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """Return errors and costs of the last layer."""
@@ -265,7 +291,7 @@ class SetCriterion(nn.Module):
             own_logits = logits.flatten(0, 1)[places].gather(1, classes.unsqueeze(1))
             class_costs = focal_cost(own_logits)
         else:  # minus the probability, whose logarithm is lost
-            class_costs = _at(losses["class"][-1:], pairs.places[-1:]).neg().exp().neg()
+            class_costs = at_places(losses["class"][-1:], pairs.places[-1:]).neg().exp().neg()
         return {
             "class_error": class_error(found, classes),
             "cardinality_error": cardinality_error(
@@ -282,38 +308,6 @@ class SetCriterion(nn.Module):
             "cost_l1": l1.sum() * (matcher.l1_cost / count),
             "cost_giou": (giou - 1).sum() * (matcher.giou_cost / count),
         }
-
-
-def target_classes(
-    shape: tuple[int, ...], places: Tensor, matched: Tensor, *, no_object: int
-) -> Tensor:
-    """Return the (L, B, Q) class that each query should predict: that of its object, if any.
-
-    `places` (L, M) are those of matched queries among a layer's B * Q, `matched` their classes.
-    """
-    classes = torch.full(shape, no_object, dtype=torch.int64, device=places.device)
-    return classes.flatten(1).scatter_(1, places, matched).view(shape)
-
-
-def _objects(targets: TargetBatch, target: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return classes (L, M) and boxes (L, M, 4), in the precision of `boxes`, of objects."""
-    return targets.labels[target], targets.boxes_cxcywh.to(boxes.dtype)[target]
-
-
-def _without(losses: dict[str, Tensor], missing: Tensor, pairs: _Pairs) -> dict[str, Tensor]:
-    """Return the losses of the queries that are not `missing` (B, Q), zeros for the others."""
-    of_pairs = missing.flatten()[pairs.places]
-    return {
-        name: own.masked_fill(missing if name == "class" else of_pairs, 0.0)
-        for name, own in losses.items()
-    }
-
-
-def _at(values: Tensor, places: Tensor) -> Tensor:
-    """Return (L, M, ...) out of (L, B, Q, ...)."""
-    flat = values.flatten(1, 2)
-    index = places.view(*places.shape, *[1] * (flat.dim() - 2))
-    return flat.gather(1, index.expand(*places.shape, *flat.shape[2:]))
 
 
 def _named_by_layer(sums: Mapping[str, Tensor], *, layers: int) -> dict[str, Tensor]:

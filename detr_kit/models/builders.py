@@ -76,7 +76,7 @@ def _build_yolos(numbers: Numbers, num_classes: int) -> nn.Module:
     heads = DetectionHeads(
         numbers["hidden_dim"], num_classes, class_layers=3, scoring=numbers["scoring"]
     )
-    return YOLOS(vit, heads)
+    return YOLOS(vit, heads, patch_supervision=numbers["patch_supervision"])
 
 
 def _build_deformable(numbers: Numbers, num_classes: int) -> nn.Module:

@@ -53,6 +53,7 @@ _YOLOS: Numbers = {
     "dropout": 0.0,
     "drop_path": 0.0,
     "groups": 1,
+    "patch_supervision": False,
     "scoring": "softmax",
     "padding": "independent",
     "activation_checkpointing": False,

@@ -114,10 +114,11 @@ class ViT(nn.Module):
         self._initialize()
         self._freeze(frozen_stages)
 
-    def forward(self, batch: ImageBatch | TracedBatch) -> Tensor:
+    def forward(self, batch: ImageBatch | TracedBatch, *, with_patches: bool = False) -> Tensor:
         """Return the detection tokens' (B, Q, D) features; (B, G * Q, D) in training with groups.
 
-        Raises DetrKitError for an image smaller than a patch.
+        With `with_patches`, the (B, P, D) features of the patches stand before them. Raises
+        DetrKitError for an image smaller than a patch.
         """
         if isinstance(batch, TracedBatch):
             mask, first, mid = self._lay_out_traced(batch)
@@ -132,14 +133,32 @@ class ViT(nn.Module):
         last = len(self.blocks) - 1
         groups, size = self.active_groups, self.num_detection_tokens
         grouping = () if groups == 1 else (groups, size)
+        read = groups * size + (patches.shape[1] if with_patches else 0)
         for index, block in enumerate(self.blocks):
             # Nothing reads the other tokens after the last block.
-            tokens = groups * size if index == last else None
+            tokens = read if index == last else None
             inputs = (x, None, mask, tokens, *grouping)
             x = run_layer(block, *inputs, checkpointed=self.activation_checkpointing)
             if mid is not None and index < last:
                 x = x + mid.of_layer(index)
         return self.norm(x)
+
+    def patches_outside(self, batch: ImageBatch) -> Tensor:
+        """Return (B, P), True for patches that are not wholly inside their image."""
+        last = self.patch_size - 1
+        return batch.padding_mask[:, last :: self.patch_size, last :: self.patch_size].flatten(1)
+
+    def patch_centers(self, batch: ImageBatch) -> Tensor:
+        """Return the (B, P, 2) centres (x, y) of patches, in [0, 1] of each unpadded image."""
+        device = batch.pixels.device
+        sizes = torch.tensor(batch.sizes_hw, dtype=torch.float32).to(device, non_blocking=True)
+        grid_hw = self._grid_of((batch.pixels.shape[2], batch.pixels.shape[3]))
+        y, x = (
+            (torch.arange(count, device=device) + 0.5) * self.patch_size / sides.unsqueeze(1)
+            for count, sides in zip(grid_hw, sizes.T, strict=True)
+        )
+        x, y = torch.broadcast_tensors(x.unsqueeze(1), y.unsqueeze(2))
+        return torch.stack([x, y], dim=-1).flatten(1, 2)
 
     @property
     def active_groups(self) -> int:
@@ -165,7 +184,7 @@ class ViT(nn.Module):
     def _lay_out(self, batch: ImageBatch) -> Layout:
         batch_grid = self._grid_of((batch.pixels.shape[2], batch.pixels.shape[3]))
         grids = self._image_grids(batch, batch_grid)
-        mask = None if set(grids) == {batch_grid} else self._token_mask(batch, batch_grid)
+        mask = None if set(grids) == {batch_grid} else self._token_mask(batch)
         tables = (self.pos_embed, self.extra_pos_embed)
         first = self._positions(tables, self._resample, grids, batch_grid)
         mid = None
@@ -206,11 +225,9 @@ class ViT(nn.Module):
         grids = [self._grid_of(size_hw) for size_hw in batch.sizes_hw]
         return [batch_grid] if set(grids) == {batch_grid} else grids
 
-    def _token_mask(self, batch: ImageBatch, batch_grid: SizeHW) -> Tensor:
+    def _token_mask(self, batch: ImageBatch) -> Tensor:
         """Return (B, N), True on patches that are not wholly inside their image."""
-        last = self.patch_size - 1
-        patches = batch.padding_mask[:, last :: self.patch_size, last :: self.patch_size]
-        return F.pad(patches.flatten(1), (1, self.num_detection_tokens), value=False)
+        return F.pad(self.patches_outside(batch), (1, self.num_detection_tokens), value=False)
 
     def _positions(
         self,

@@ -26,7 +26,13 @@ FAMILIES = {"detr": "DETR", "yolos": "YOLOS", "deformable": "Deformable DETR"}
 # What models do whose checkpoints are from before there was a choice, by family.
 _SINCE_ADDED: dict[str, Numbers] = {
     "detr": {"scoring": "softmax"},
-    "yolos": {"norm_eps": NORM_EPS, "frozen_stages": 0, "groups": 1, "scoring": "softmax"},
+    "yolos": {
+        "norm_eps": NORM_EPS,
+        "frozen_stages": 0,
+        "groups": 1,
+        "patch_supervision": False,
+        "scoring": "softmax",
+    },
     "deformable": {"centered_positions": True},
 }
 

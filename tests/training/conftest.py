@@ -57,6 +57,7 @@ TINY_GROUPS = {
 TINY = {
     "detr": TINY_DETR,
     "yolos": TINY_YOLOS,
+    "patches": {**TINY_YOLOS, "groups": 2, "patch_supervision": True},
     "deformable": TINY_DEFORMABLE,
     "groups": TINY_GROUPS,
 }

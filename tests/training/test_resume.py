@@ -152,7 +152,7 @@ def test_a_save_that_fails_leaves_the_one_before(
     assert_same_run(whole, resume(tmp_path / "part"))
 
 
-@pytest.mark.parametrize("family", ["detr", "yolos", "groups"])
+@pytest.mark.parametrize("family", ["detr", "yolos", "patches", "groups"])
 def test_resumed_run_equals_the_undisturbed_one(
     tiny_config, sample: Path, tmp_path: Path, family: str
 ) -> None:

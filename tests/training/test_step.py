@@ -37,7 +37,7 @@ def poison(step: TrainingStep) -> torch.utils.hooks.RemovableHandle:
     return weight.register_hook(lambda gradient: gradient * torch.nan)
 
 
-@pytest.mark.parametrize("family", ["detr", "yolos", "deformable", "groups"])
+@pytest.mark.parametrize("family", ["detr", "yolos", "patches", "deformable", "groups"])
 @pytest.mark.parametrize("accumulated", [1, 3])
 def test_a_step_reads_the_device_once_a_batch(
     family: str, accumulated: int, sampling_as_on_a_device: None
@@ -173,3 +173,15 @@ def test_a_run_that_skips_goes_on_without_the_bad_step(
     run = train(tiny_config(sample, tmp_path / "run", epochs=1, guard=guard))
     assert run.metrics[0]["skipped_steps"] == 1
     assert run.metrics[0]["train"]["loss"] > 0
+
+
+def test_patches_learn_beside_the_queries() -> None:
+    step, pictures = make_step("patches", clip=0.0), batch([1, 2, 4, 5])
+    values: list[dict[str, float]] = []
+    for number in range(20):
+        figures = take(step, number, pictures)
+        if figures is not None:
+            values.append(figures.values)
+    first, last = values[0], values[-1]
+    for name in ("loss", "patch_class", "patch_l1", "patch_giou"):
+        assert last[name] < 0.9 * first[name], name
