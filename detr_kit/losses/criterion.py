@@ -245,7 +245,7 @@ class SetCriterion(nn.Module):
         scoring: Scoring,
         num_queries: int,
     ) -> dict[str, Tensor]:
-        """Return the (1,) sums of patches, which together weigh as much as `num_queries`."""
+        """Return the (1,) sums of patches, weighted as `PatchTargets` says, normalised."""
         plan = assign_patches(patches, targets, no_object=self.num_classes)
         places = torch.arange(plan.classes.numel(), device=plan.classes.device)
         boxes = patches.layer_boxes_cxcywh
@@ -255,6 +255,7 @@ class SetCriterion(nn.Module):
             plan.boxes_cxcywh.view(1, -1, 4).to(boxes.dtype),
         )
         losses = self._losses(patches.layer_logits, boxes, pairs, scoring)
+        losses = without(losses, patches.missing, pairs)
         shares = plan.shares.view(1, -1)
         counted = {"class": plan.class_weights(num_queries), "l1": shares, "giou": shares}
         losses = {name: own * counted[name] for name, own in losses.items()}

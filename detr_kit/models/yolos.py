@@ -17,7 +17,7 @@ class YOLOS(nn.Module):
 
     With `patch_supervision` the heads read the patches too in training, so that these learn to
     tell what they are part of (Zong et al. 2023, "DETRs with Collaborative Hybrid Assignments
-    Training", section 3.1, with the detector's own heads in the place of further ones).
+    Training", section 3.2, with the detector's own heads in the place of further ones).
     """
 
     def __init__(

@@ -247,7 +247,7 @@ def _count(number: int, noun: str, ending: str = "s") -> str:
 def _scratch(start: InitialModel, train_set: CocoAnnotations) -> str:
     if not start.from_scratch or len(train_set) >= _FEW_IMAGES:
         return ""
-    return (
-        f"random initialisation with {len(train_set)} images learns slowly: set "
-        f"model.backbone_weights or model.init_from"
-    )
+    cures = "model.backbone_weights or model.init_from"
+    if start.architecture.get("patch_supervision") is False:
+        cures = f"model.patch_supervision, {cures}"
+    return f"random initialisation with {len(train_set)} images learns slowly: set {cures}"

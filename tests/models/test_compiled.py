@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -62,10 +63,21 @@ def assert_same(ours: nn.Module, plain: nn.Module, batch: ImageBatch, *, train: 
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("detr_small", marks=pytest.mark.slow), "yolos_small"]
+    ("name", "changes"),
+    [
+        pytest.param(
+            "detr_small", {"backbone": "plain", "encoder_layers": 3}, marks=pytest.mark.slow
+        ),
+        ("yolos_small", {}),
+        ("yolos_small", {"patch_supervision": True}),
+    ],
 )
 def test_compilations_are_few_whatever_the_sizes(
-    monkeypatch: pytest.MonkeyPatch, build: Build, make_batch: Make, name: str
+    monkeypatch: pytest.MonkeyPatch,
+    build: Build,
+    make_batch: Make,
+    name: str,
+    changes: dict[str, Any],
 ) -> None:
     # Tracing without generating code: it is what decides about compiling again.
     counter = CompileCounter()
@@ -75,7 +87,6 @@ def test_compilations_are_few_whatever_the_sizes(
         "compile",
         lambda self, **options: compile_module(self, backend=counter, **options),
     )
-    changes = {"backbone": "plain", "encoder_layers": 3} if name == "detr_small" else {}
     ours, plain = (build(name, dropout=0.0, **changes) for _ in range(2))
     compile_model(ours)
     seen = []

@@ -93,10 +93,11 @@ def test_a_picture_has_the_same_patches_in_any_batch(build: Build, make_batch: M
         torch.testing.assert_close(found.centers[index, inside], alone.centers[0])
 
 
+@pytest.mark.parametrize("padding", ["independent", "official"])
 def test_centres_are_those_of_the_patches_in_their_own_picture(
-    build: Build, make_batch: MakeBatch
+    build: Build, make_batch: MakeBatch, padding: str
 ) -> None:
-    model = build("yolos_small", patch_supervision=True).train()
+    model = build("yolos_small", patch_supervision=True, padding=padding).train()
     patches = patches_of(model(make_batch(*PADDED)))
     rows, columns = 97 // 16, 96 // 16
     assert patches.centers.shape == (3, rows * columns, 2)
@@ -141,5 +142,5 @@ def test_half_precision_is_lifted_everywhere(build: Build, make_batch: MakeBatch
             patches.missing,
         ),
     ).at_least_fp32()
-    lifted = patches_of(half)
-    assert {lifted.layer_logits.dtype, lifted.layer_boxes_cxcywh.dtype} == {torch.float32}
+    for lifted in (half, patches_of(half)):
+        assert lifted.layer_logits.dtype == lifted.layer_boxes_cxcywh.dtype == torch.float32
