@@ -10,8 +10,8 @@ from detr_kit.models.transformer import DecoderLayer, EncoderLayer
 # Sizes are symbols in what is compiled: no batch has to be padded to a multiple of anything, and
 # none of another size is compiled anew. Each kind of layer is compiled once for all its copies, and
 # again where there is no mask, for single images, for a first layer whose input needs no gradient,
-# and for evaluation; YOLOS has a block that ends with detection tokens too, with
-# patches before them where these learn.
+# and for evaluation; YOLOS has a block that ends with detection tokens too, with patches before
+# them where these learn.
 MAX_VARIANTS = 16
 _PER_FUNCTION = 2 * MAX_VARIANTS
 

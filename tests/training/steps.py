@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from detr_kit.config import ModelConfig
-from detr_kit.losses import SetCriterion
+from detr_kit.losses import SetCriterion, StepCounts
 from detr_kit.matching import HungarianMatcher
 from detr_kit.models.zoo import build_model, resolve
 from detr_kit.preprocess import Preprocessing
 from detr_kit.sizes import SizeRule
 from detr_kit.structures import CollatedImages, ImageBatch, ModelOutput, Target, TargetBatch
-from detr_kit.training.step import Batch, TrainingStep
+from detr_kit.training.step import Batch, StepFigures, TrainingStep
 from tests.training.conftest import TINY, TINY_DETR
 
 CATEGORIES = 3
@@ -79,3 +79,17 @@ def _step(model: nn.Module, optimizer: Any, accelerator: Accelerator, **options:
         num_queries=QUERIES,
         **options,
     )
+
+
+def take(step: TrainingStep, number: int, *batches: Batch) -> StepFigures | None:
+    counts = StepCounts.of([targets for _, targets in batches], QUERIES)
+    return step(batches, number, counts)
+
+
+def first_and_last(
+    step: TrainingStep, pictures: Batch, *, steps: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Take so many steps on the same pictures; return the figures of the first and last known."""
+    known = [take(step, number, pictures) for number in range(steps)]
+    values = [figures.values for figures in known if figures is not None]
+    return values[0], values[-1]

@@ -11,20 +11,14 @@ from torch import Tensor
 
 import detr_kit
 from detr_kit.config import AverageConfig
-from detr_kit.losses import StepCounts
 from detr_kit.training.average import WeightAverage
 from detr_kit.training.run import train
-from detr_kit.training.step import Batch, StepFigures, TrainingStep
+from detr_kit.training.step import TrainingStep
 from tests.host_reads import counting_host_reads
-from tests.training.steps import QUERIES, batch, make_step
+from tests.training.steps import batch, first_and_last, make_step, take
 
 # Pictures of the batches 0 to 3.
 PICTURES = ((0, 1), (2, 3), (4, 5), (6, 7))
-
-
-def take(step: TrainingStep, number: int, *batches: Batch) -> StepFigures | None:
-    counts = StepCounts.of([targets for _, targets in batches], QUERIES)
-    return step(batches, number, counts)
 
 
 def copies(step: TrainingStep) -> dict[str, Tensor]:
@@ -177,11 +171,6 @@ def test_a_run_that_skips_goes_on_without_the_bad_step(
 
 def test_patches_learn_beside_the_queries() -> None:
     step, pictures = make_step("patches", clip=0.0), batch([1, 2, 4, 5])
-    values: list[dict[str, float]] = []
-    for number in range(20):
-        figures = take(step, number, pictures)
-        if figures is not None:
-            values.append(figures.values)
-    first, last = values[0], values[-1]
+    first, last = first_and_last(step, pictures, steps=20)
     for name in ("loss", "patch_class", "patch_l1", "patch_giou"):
         assert last[name] < 0.9 * first[name], name

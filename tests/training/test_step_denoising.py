@@ -15,16 +15,24 @@ from torch.nn.parallel import DistributedDataParallel
 from detr_kit import evaluate, train
 from detr_kit.errors import DetrKitError
 from detr_kit.inference.detector import Detector
-from detr_kit.losses import DENOISING_NAMES, SetCriterion, StepCounts
+from detr_kit.losses import DENOISING_NAMES, SetCriterion
 from detr_kit.structures import DenoisedOutput, ImageBatch, ModelOutput, TargetBatch
 from detr_kit.training.batch_size import largest_batch
 from detr_kit.training.forward import run_model, wants_targets
 from detr_kit.training.run_files import read_metrics
-from detr_kit.training.step import Batch, StepFigures, TrainingStep
+from detr_kit.training.step import Batch
 from detr_kit.training.tensor_watch import TensorWatch
 from tests.host_reads import counting_host_reads
 from tests.training.conftest import ConfigMaker
-from tests.training.steps import CATEGORIES, PREPROCESSING, QUERIES, batch, make_step
+from tests.training.steps import (
+    CATEGORIES,
+    PREPROCESSING,
+    QUERIES,
+    batch,
+    first_and_last,
+    make_step,
+    take,
+)
 
 
 class Shown(nn.Module):
@@ -50,11 +58,6 @@ def process_group() -> Iterator[None]:
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
-
-
-def take(step: TrainingStep, number: int, *batches: Batch) -> StepFigures | None:
-    counts = StepCounts.of([targets for _, targets in batches], QUERIES)
-    return step(batches, number, counts)
 
 
 def normalized(pictures: Batch) -> ImageBatch:
@@ -149,12 +152,7 @@ def test_a_batch_without_objects_reads_the_device_once_too(
 @pytest.mark.parametrize("family", ["deformable", "groups"])
 def test_a_few_steps_lower_the_loss_and_the_denoising_loss(family: str) -> None:
     step, pictures = make_step(family, clip=0.0), batch([1, 2, 4, 5])
-    values: list[dict[str, float]] = []
-    for number in range(15):
-        figures = take(step, number, pictures)
-        if figures is not None:
-            values.append(figures.values)
-    first, last = values[0], values[-1]
+    first, last = first_and_last(step, pictures, steps=15)
     assert last["loss"] < 0.8 * first["loss"]
     assert last["dn_class"] < first["dn_class"]
 
